@@ -1,0 +1,1 @@
+"""File formats: tar, Parquet, the manifest, and whole publishing on any Beam file system."""

@@ -1,0 +1,62 @@
+"""``_manifest.json``: what a finished dataset consists of. Its presence means that the dataset is complete."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from beam_curate.errors import CurateError
+from beam_curate.formats import files
+
+NAME = "_manifest.json"
+REJECTS_DIR = "_rejects"
+EMBEDDINGS_DIR = "_embeddings"
+FORMAT_VERSION = 1
+_SHARD_NAME = re.compile(r"images-[0-9a-f]{12}-[0-9]{6,}\.(tar|parquet)")
+_REJECTS_NAME = re.compile(REJECTS_DIR + r"/rejects-[0-9a-f]{12}-[0-9]{6,}\.parquet")
+
+
+def read(output_dir: str) -> dict[str, Any] | None:
+    """The manifest of a directory; None if it is unfinished or not a dataset."""
+    uri = files.join(output_dir, NAME)
+    if not files.exists(uri):
+        return None
+    try:
+        manifest = json.loads(files.read_bytes(uri))
+    except ValueError as error:
+        raise CurateError(f"{uri} is not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise CurateError(f"{uri} is not a manifest of format version {FORMAT_VERSION}")
+    return manifest
+
+
+def encode(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def write(output_dir: str, manifest: dict[str, Any]) -> None:
+    with files.publish(files.join(output_dir, NAME)) as file:
+        file.write(encode(manifest))
+
+
+def listed(manifest: dict[str, Any]) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of every file of a dataset, by its path relative to the directory."""
+    found = {}
+    for shard in manifest["shards"]:
+        found[shard["tar"]] = (shard["tar_bytes"], shard["tar_sha256"])
+        found[shard["parquet"]] = (shard["parquet_bytes"], shard["parquet_sha256"])
+    for part in manifest["rejects"]:
+        found[part["parquet"]] = (part["parquet_bytes"], part["parquet_sha256"])
+    return found
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path below an output directory is a name that this program gives, or a temporary one of it."""
+    return (
+        path == NAME
+        or _SHARD_NAME.fullmatch(path) is not None
+        or _REJECTS_NAME.fullmatch(path) is not None
+        or path.startswith(EMBEDDINGS_DIR + "/")
+        or files.is_temporary(path)
+    )

@@ -1,0 +1,133 @@
+"""The Parquet schemas of the output and of its rejects, and how rows become files.
+
+Files are the same bytes for the same rows: one compression, one row-group rule, no timestamps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beam_curate.formats import files
+
+# A row group is closed at this many rows or, so that huge metadata cannot pile up in memory, bytes of text.
+_ROW_GROUP_ROWS = 10_000
+_ROW_GROUP_BYTES = 32 << 20
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("index", pa.int64()),
+        ("key", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.string()),
+        ("aesthetic_score", pa.float32()),
+        ("nsfw_score", pa.float32()),
+    ]
+)
+
+
+def dataset_schema(embedding_size: int | None, metadata: Mapping[str, str]) -> pa.Schema:
+    """The schema of an output Parquet; without an embedding column if ``embedding_size`` is None."""
+    fields = [(name, pa.string()) for name in ("image_id", "tar_file", "member_name", "original_path", "original_key", "caption")]
+    fields += [("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("sha256", pa.string())]
+    fields += [("aesthetic_score", pa.float32()), ("nsfw_score", pa.float32())]
+    if embedding_size is not None:
+        fields.append(("embedding", pa.list_(pa.float16(), embedding_size)))
+    fields.append(("metadata", pa.string()))
+    return pa.schema(fields, metadata=dict(metadata))
+
+
+def is_text_member(name: str) -> bool:
+    """Whether a member holds what the ``caption`` or ``metadata`` column is made of."""
+    return _extension(name) in ("txt", "json")
+
+
+def caption_and_metadata(members: Mapping[str, bytes]) -> tuple[str | None, str | None]:
+    """The two text columns, from the payloads of a sample's ``.txt`` and ``.json`` members.
+
+    The caption is the first ``.txt`` member, else ``caption`` of the first ``.json``; bytes that are not UTF-8 become
+    U+FFFD. The metadata is the first ``.json`` member as it stood, if it is JSON in UTF-8. NaN and infinities, which
+    Python writes, are not JSON (RFC 8259): such a member still gives its caption.
+    """
+    text = next((data for name, data in members.items() if _extension(name) == "txt"), None)
+    caption = None if text is None else text.decode("utf-8", "replace")
+    document = next((data for name, data in members.items() if _extension(name) == "json"), None)
+    if document is None:
+        return caption, None
+    constants: list[str] = []
+    try:
+        metadata = document.decode("utf-8")
+        value = json.loads(metadata, parse_constant=constants.append)
+    except (ValueError, RecursionError):
+        return caption, None
+    if caption is None and isinstance(value, dict) and isinstance(value.get("caption"), str):
+        # JSON can escape lone surrogates, which UTF-8 cannot hold.
+        caption = value["caption"].encode("utf-8", "replace").decode("utf-8")
+    return caption, None if constants else metadata
+
+
+def _extension(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+class RowWriter:
+    """Writes rows, given as dicts, to an open file."""
+
+    def __init__(self, file: BinaryIO | files.HashingWriter, schema: pa.Schema):
+        self._schema = schema
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd", version="2.6")
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        self._bytes += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(self._rows) >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        columns = []
+        for field in self._schema:
+            values = [row[field.name] for row in self._rows]
+            columns.append(_embedding_column(values, field.type) if pa.types.is_fixed_size_list(field.type) else pa.array(values, field.type))
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        self._rows, self._bytes = [], 0
+
+
+def _embedding_column(values: list[bytes | None], kind: pa.FixedSizeListType) -> pa.Array:
+    """Packed little-endian float16 vectors as a fixed-size list column, without a Python object per number."""
+    present = pa.array([value is not None for value in values])
+    width = 2 * kind.list_size
+    packed = b"".join(value if value is not None else bytes(width) for value in values)
+    numbers = pa.Array.from_buffers(pa.float16(), len(values) * kind.list_size, [None, pa.py_buffer(packed)])
+    mask = None if all(value is not None for value in values) else pc.invert(present)
+    return pa.FixedSizeListArray.from_arrays(numbers, type=kind, mask=mask)
+
+
+def write_rows(uri: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> files.HashingWriter:
+    """Publishes a Parquet file; the returned writer knows its size and SHA-256."""
+    with files.publish(uri) as file:
+        writer = RowWriter(file, schema)
+        for row in rows:
+            writer.add(row)
+        writer.close()
+    return file
+
+
+def open_table(uri: str) -> pq.ParquetFile:
+    return pq.ParquetFile(pa.BufferReader(files.read_bytes(uri)))
