@@ -1,7 +1,6 @@
 """The names of all Beam metrics, each written down once."""
 
-from apache_beam.metrics import Metrics
-from apache_beam.metrics.metric import MetricResults
+from apache_beam.metrics.metric import MetricResults, Metrics
 from apache_beam.metrics.metricbase import Counter
 
 NAMESPACE = "beam_curate"

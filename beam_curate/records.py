@@ -7,7 +7,6 @@ lies in the source tar (``source``, ``offset``, ``size``); the writer copies the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +115,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class TarEnd:
-    """Follows the last entry of a tar. ``images`` counts the entries that have an index: samples with or without image."""
+    """Ends a tar. ``images`` counts the entries that have an index: samples, with or without image."""
 
     tar: SourceTar
     images: int
@@ -125,7 +124,7 @@ class TarEnd:
 
 # What ReadTarShards emits: for each tar its entries in order, then one TarEnd. Image records come from an earlier run's
 # embedding store.
-TarEntry = Union[Sample, ImageRecord, Rejection, TarEnd]
+TarEntry = Sample | ImageRecord | Rejection | TarEnd
 
 
 @dataclass(frozen=True)

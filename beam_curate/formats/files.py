@@ -61,11 +61,11 @@ class HashingWriter:
 
 
 def join(directory: str, *names: str) -> str:
-    return cast(str, FileSystems.join(directory, *names))
+    return FileSystems.join(directory, *names)
 
 
 def open_read(uri: str) -> BinaryIO:
-    return cast(BinaryIO, FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED))
+    return FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def open_tar(uri: str) -> BinaryIO:
@@ -88,7 +88,12 @@ def exists(uri: str) -> bool:
 def find(pattern: str) -> list[FileMetadata]:
     """The files that match a glob, sorted by path; none is not an error."""
     found = FileSystems.match([pattern])[0].metadata_list
-    return sorted(found, key=lambda metadata: str(metadata.path))
+    return sorted((file for file in found if not _is_local_directory(file.path)), key=lambda file: file.path)
+
+
+def _is_local_directory(path: str) -> bool:
+    # Beam's local file system matches a directory's own name; the others know only files.
+    return FileSystems.get_scheme(path) is None and os.path.isdir(path)
 
 
 def list_tree(directory: str) -> list[str]:

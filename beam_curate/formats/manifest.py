@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from beam_curate.errors import CurateError
@@ -15,6 +16,16 @@ EMBEDDINGS_DIR = "_embeddings"
 FORMAT_VERSION = 1
 _SHARD_NAME = re.compile(r"images-[0-9a-f]{12}-[0-9]{6,}\.(tar|parquet)")
 _REJECTS_NAME = re.compile(REJECTS_DIR + r"/rejects-[0-9a-f]{12}-[0-9]{6,}\.parquet")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a dataset comes from: the manifest's ``input``, ``config``, ``models``, and the Parquet schema metadata."""
+
+    input: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    models: dict[str, Any] = field(default_factory=dict)
+    parquet: dict[str, str] = field(default_factory=dict)
 
 
 def read(output_dir: str) -> dict[str, Any] | None:
@@ -35,9 +46,17 @@ def encode(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def write(output_dir: str, manifest: dict[str, Any]) -> None:
+def finish(output_dir: str, manifest: dict[str, Any]) -> None:
+    """Publishes the manifest, then removes what earlier, unfinished or replaced runs have left."""
     with files.publish(files.join(output_dir, NAME)) as file:
         file.write(encode(manifest))
+    keep = {NAME, *listed(manifest)}
+    stale = [
+        path
+        for path in files.list_tree(output_dir)
+        if is_ours(path) and path not in keep and not path.startswith(EMBEDDINGS_DIR + "/")
+    ]
+    files.delete([files.join(output_dir, path) for path in stale])
 
 
 def listed(manifest: dict[str, Any]) -> dict[str, tuple[int, str]]:
@@ -60,3 +79,16 @@ def is_ours(path: str) -> bool:
         or path.startswith(EMBEDDINGS_DIR + "/")
         or files.is_temporary(path)
     )
+
+
+def give_way(output_dir: str, overwrite: bool) -> None:
+    """Makes a finished dataset unfinished so that another can take its place.
+
+    Raises:
+      CurateError: the flag that allows it was not given.
+    """
+    if not overwrite:
+        raise CurateError(
+            f"{output_dir} holds another finished dataset; choose another --output_dir or give --overwrite"
+        )
+    files.delete([files.join(output_dir, NAME)])

@@ -38,7 +38,10 @@ REJECTS_SCHEMA = pa.schema(
 
 def dataset_schema(embedding_size: int | None, metadata: Mapping[str, str]) -> pa.Schema:
     """The schema of an output Parquet; without an embedding column if ``embedding_size`` is None."""
-    fields = [(name, pa.string()) for name in ("image_id", "tar_file", "member_name", "original_path", "original_key", "caption")]
+    fields = [
+        (name, pa.string())
+        for name in ("image_id", "tar_file", "member_name", "original_path", "original_key", "caption")
+    ]
     fields += [("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("sha256", pa.string())]
     fields += [("aesthetic_score", pa.float32()), ("nsfw_score", pa.float32())]
     if embedding_size is not None:
@@ -104,7 +107,11 @@ class RowWriter:
         columns = []
         for field in self._schema:
             values = [row[field.name] for row in self._rows]
-            columns.append(_embedding_column(values, field.type) if pa.types.is_fixed_size_list(field.type) else pa.array(values, field.type))
+            columns.append(
+                _embedding_column(values, field.type)
+                if pa.types.is_fixed_size_list(field.type)
+                else pa.array(values, field.type)
+            )
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows, self._bytes = [], 0
 

@@ -108,7 +108,20 @@ def find_encoders(embeddings_dir: str) -> Iterator[Encoder]:
                 raise CurateError(f"{uri} does not describe an encoder of this version: {error}") from error
 
 
-_RECORD_FIELDS = ("index", "key", "image_id", "member", "offset", "size", "digest", "sha256", "width", "height", "format", "embedding")
+_RECORD_FIELDS = (
+    "index",
+    "key",
+    "image_id",
+    "member",
+    "offset",
+    "size",
+    "digest",
+    "sha256",
+    "width",
+    "height",
+    "format",
+    "embedding",
+)
 _REJECTION_FIELDS = ("index", "key", "stage", "reason", "detail", "width", "height", "sha256")
 
 

@@ -23,9 +23,24 @@ _CHUNK = 1 << 20
 _MAX_EXTENSION_HEADER = 1 << 20
 _END_OF_ARCHIVE = b"\0" * 2 * BLOCK
 # The last extension of a member that is an image, as Pillow and DALI name their formats.
-IMAGE_EXTENSIONS = frozenset(
-    "jpg jpeg jpe jfif png webp gif bmp dib tif tiff avif jp2 j2k ppm pgm pbm pnm heic heif jxl ico tga".split()
+_DECODABLE = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "dib",
+    "tif",
+    "tiff",
+    "avif",
+    "jp2",
+    "j2k",
+    "ppm",
 )
+IMAGE_EXTENSIONS = frozenset((*_DECODABLE, "pgm", "pbm", "pnm", "heic", "heif", "jxl", "ico", "tga"))
 _DECOMPRESSION_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 _LINK_TYPES = {b"1": "hard link", b"2": "symbolic link"}
 _DEVICE_TYPES = {b"3": "character device", b"4": "block device", b"6": "FIFO"}
@@ -172,7 +187,9 @@ class TarReader:
             message = "the file is empty" if at_start else f"no end-of-archive blocks at byte {at}"
             raise TarError(message, at_start)
         if len(block) < BLOCK:
-            raise TarError("not a tar: shorter than one header" if at_start else f"cut inside a header at byte {at}", at_start)
+            raise TarError(
+                "not a tar: shorter than one header" if at_start else f"cut inside a header at byte {at}", at_start
+            )
         if not block.strip(b"\0"):
             return None
         if not _checksum_matches(block):
@@ -244,7 +261,8 @@ class TarSample:
     """Adjacent members with one key, WebDataset's sample.
 
     ``image`` and ``image_member`` are those of the first member that is an image by its name; None if there is none.
-    ``others`` says what the members without a payload are. ``offset``, ``size`` and ``digest`` as in ``records.Sample``.
+    ``others`` says what the members without a payload are. ``offset``, ``size`` and ``digest`` as in
+    ``records.Sample``.
     """
 
     key: str
@@ -370,8 +388,8 @@ def iter_samples(file: BinaryIO) -> Iterator[TarSample]:
 def safe_key(key: str, names: Iterable[str]) -> str:
     """A source key as a relative file name that any member of its sample can be stored under in USTAR.
 
-    Never absolute, without ``.`` and ``..`` parts, backslashes or control characters, and short enough to take a suffix of
-    nine bytes and the longest extension among ``names``.
+    Never absolute, without ``.`` and ``..`` parts, backslashes or control characters, and short enough to take a suffix
+    of nine bytes and the longest extension among ``names``.
     """
     parts = [part for part in re.sub(r"[\x00-\x1f\x7f\\\ufffd]", "_", key).split("/") if part not in ("", ".", "..")]
     longest = max((len(split[1].encode()) for name in names if (split := split_name(name))), default=0)
@@ -402,8 +420,8 @@ def member_name(stem: str, source_name: str) -> str:
 class TarShardWriter:
     """Writes a USTAR file whose bytes depend on names and contents alone.
 
-    Header fields are those of ``webdataset.TarWriter(mtime=0)``: mode 0444, user and group ``bigdata``, ids 0. Unlike it,
-    members keep the order in which they come and need not be in memory whole.
+    Header fields are those of ``webdataset.TarWriter(mtime=0)``: mode 0444, user and group ``bigdata``, ids 0. Unlike
+    it, members keep the order in which they come and need not be in memory whole.
     """
 
     def __init__(self, file: Any):
@@ -434,13 +452,18 @@ class TarShardWriter:
 
 
 def copy_sample(
-    file: BinaryIO, offset: int, size: int, rename: Callable[[str], str], writer: TarShardWriter, keep: Callable[[str], bool]
+    file: BinaryIO,
+    offset: int,
+    size: int,
+    rename: Callable[[str], str],
+    writer: TarShardWriter,
+    keep: Callable[[str], bool],
 ) -> tuple[bytes, dict[str, bytes]]:
     """Copies the sample whose span begins at the file's position.
 
     Returns:
-      The digest over what was read, to be compared with the one taken when the sample was found, and the payloads of the
-      members whose source name ``keep`` asks for.
+      The digest over what was read, to be compared with the one taken when the sample was found, and the payloads of
+      the members whose source name ``keep`` asks for.
 
     Raises:
       TarError: where the span no longer holds a sample.

@@ -29,7 +29,16 @@ from beam_curate import metrics
 from beam_curate.errors import CurateError, UsageError
 from beam_curate.formats.store import Encoder
 from beam_curate.models import weights
-from beam_curate.models.preprocess import Header, ImageError, Pixels, Preprocess, Preprocessor, has_dali, make_preprocessor, read_header
+from beam_curate.models.preprocess import (
+    Header,
+    ImageError,
+    Pixels,
+    Preprocess,
+    Preprocessor,
+    has_dali,
+    make_preprocessor,
+    read_header,
+)
 from beam_curate.records import MODEL_ERROR, ImageRecord, Rejection, Sample, TarEntry
 
 DEMO = "demo"
@@ -89,31 +98,43 @@ def _is_tag(clip_model: str, name: str) -> bool:
 def find_checkpoint(clip_model: str, clip_pretrained: str) -> Checkpoint:
     """Resolves ``--clip_model`` and ``--clip_pretrained``, without reading the weights.
 
-    Where a tag's weights were trained with QuickGELU, as OpenAI's were, the tower uses it, whether or not the model's name
-    says so: ``ViT-L-14`` with ``openai`` is open_clip's ``ViT-L-14-quickgelu`` with ``openai``.
+    Where a tag's weights were trained with QuickGELU, as OpenAI's were, the tower uses it, whether or not the model's
+    name says so: ``ViT-L-14`` with ``openai`` is open_clip's ``ViT-L-14-quickgelu`` with ``openai``.
 
     Raises:
       UsageError: there is no such model, or no such weights.
     """
     if clip_model == DEMO:
         document = json.loads((_DEMO_DIR / "open_clip_config.json").read_text())
-        return Checkpoint(DEMO, DEMO, document["model_cfg"], _preprocess_cfg(document["model_cfg"], document["preprocess_cfg"]))
+        return Checkpoint(
+            DEMO, DEMO, document["model_cfg"], _preprocess_cfg(document["model_cfg"], document["preprocess_cfg"])
+        )
     if clip_model.startswith(_HF_HUB):
         document = _hub_config(clip_model, "--clip_model")
-        return Checkpoint(clip_model, clip_model, document["model_cfg"], _preprocess_cfg(document["model_cfg"], document.get("preprocess_cfg", {})))
+        return Checkpoint(
+            clip_model,
+            clip_model,
+            document["model_cfg"],
+            _preprocess_cfg(document["model_cfg"], document.get("preprocess_cfg", {})),
+        )
     config = open_clip.get_model_config(clip_model)
     if config is None:
         close = difflib.get_close_matches(clip_model, open_clip.list_models(), 3)
-        raise UsageError(f"--clip_model: open_clip has no model {clip_model!r}; " + (f"did you mean {' or '.join(close)}?" if close else "open_clip.list_models() names all"))
+        raise UsageError(
+            f"--clip_model: open_clip has no model {clip_model!r}; "
+            + (f"did you mean {' or '.join(close)}?" if close else "open_clip.list_models() names all")
+        )
     if clip_pretrained.startswith(_HF_HUB):
         document = _hub_config(clip_pretrained, "--clip_pretrained")
-        return Checkpoint(clip_model, clip_pretrained, config, _preprocess_cfg(config, document.get("preprocess_cfg", {})))
+        return Checkpoint(
+            clip_model, clip_pretrained, config, _preprocess_cfg(config, document.get("preprocess_cfg", {}))
+        )
     tag = open_clip.get_pretrained_cfg(clip_model, clip_pretrained)
     if tag:
         config["quick_gelu"] = bool(tag.get("quick_gelu", False)) or config.get("quick_gelu", False)
         return Checkpoint(clip_model, clip_pretrained, config, _preprocess_cfg(config, tag))
-    # Only a path can be meant. Whether the file is there is seen when it is read: a run that finds all embeddings in the
-    # store does not need it.
+    # Only a path can be meant. Whether the file is there is seen when it is read: a run that finds all embeddings in
+    # the store does not need it.
     if not _looks_like_path(clip_pretrained):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(clip_model))
         raise UsageError(f"--clip_pretrained: {clip_pretrained!r} is neither a file nor a tag of {clip_model} ({tags})")
@@ -172,7 +193,9 @@ def build_tower(checkpoint: Checkpoint, tensors: weights.Tensors | None, dtype: 
             model.visual.load_state_dict(visual, strict=True)
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise CurateError(f"--clip_pretrained: {checkpoint.source} is not a checkpoint of {checkpoint.clip_model}: {reason[:300]}") from error
+            raise CurateError(
+                f"--clip_pretrained: {checkpoint.source} is not a checkpoint of {checkpoint.clip_model}: {reason[:300]}"
+            ) from error
     tower = model.visual.eval().requires_grad_(False)
     if dtype == torch.float32:
         return tower.float()
@@ -185,7 +208,15 @@ def build_tower(checkpoint: Checkpoint, tensors: weights.Tensors | None, dtype: 
 class ClipModel:
     """A loaded image tower, shared by all threads of a process. The weights are read when the first image comes."""
 
-    def __init__(self, checkpoint: Checkpoint, weights_sha256: str | None, device: str, precision: str, decoder: str, batch_size: int):
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        weights_sha256: str | None,
+        device: str,
+        precision: str,
+        decoder: str,
+        batch_size: int,
+    ):
         self._checkpoint = checkpoint
         self._weights_sha256 = weights_sha256
         self._device = torch.device(device)
@@ -203,7 +234,9 @@ class ClipModel:
     def preprocessor(self) -> Preprocessor:
         """This thread's own."""
         if not hasattr(self._threads, "preprocessor"):
-            self._threads.preprocessor = make_preprocessor(self.preprocess, self._decoder, self.batch_size, self._device.type)
+            self._threads.preprocessor = make_preprocessor(
+                self.preprocess, self._decoder, self.batch_size, self._device.type
+            )
         preprocessor: Preprocessor = self._threads.preprocessor
         return preprocessor
 
@@ -215,7 +248,9 @@ class ClipModel:
         features = tower(((images - self._mean) / self._std).to(self._dtype))
         if isinstance(features, tuple):  # CoCa's tower gives its tokens too
             features = features[0]
-        normalized: npt.NDArray[np.float16] = torch.nn.functional.normalize(features.float(), dim=-1).half().cpu().numpy()
+        normalized: npt.NDArray[np.float16] = (
+            torch.nn.functional.normalize(features.float(), dim=-1).half().cpu().numpy()
+        )
         return normalized
 
     def _load(self) -> torch.nn.Module:
@@ -247,8 +282,8 @@ def _file_sha256(path: str) -> str:
 class ClipModelHandler(ModelHandler[TarEntry, TarEntry, ClipModel]):
     """Embeds samples for ``RunInference``: each ``Sample`` becomes an ``ImageRecord`` or a ``Rejection``; others pass.
 
-    Micro-batches have one fixed shape: ``batch_size`` elements, and pixels padded to as many images, so that an embedding
-    does not depend on its neighbours. Calls may come from several threads at once.
+    Micro-batches have one fixed shape: ``batch_size`` elements, and pixels padded to as many images, so that an
+    embedding does not depend on its neighbours. Calls may come from several threads at once.
 
     Args:
       clip_model: any open_clip model, or ``demo``.
@@ -316,7 +351,9 @@ class ClipModelHandler(ModelHandler[TarEntry, TarEntry, ClipModel]):
         # Pillow refuses what it takes for a bomb; the limit that counts is --max_image_pixels.
         if Image.MAX_IMAGE_PIXELS is not None:
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, self.max_image_pixels)
-        return ClipModel(self.checkpoint, self.weights_sha256, self.device, self.precision, self.decoder, self.batch_size)
+        return ClipModel(
+            self.checkpoint, self.weights_sha256, self.device, self.precision, self.decoder, self.batch_size
+        )
 
     def batch_elements_kwargs(self) -> dict[str, Any]:
         return {"min_batch_size": self.batch_size, "max_batch_size": self.batch_size}
@@ -331,13 +368,13 @@ class ClipModelHandler(ModelHandler[TarEntry, TarEntry, ClipModel]):
         self, batch: Sequence[TarEntry], model: ClipModel, inference_args: dict[str, Any] | None = None
     ) -> list[TarEntry]:
         results: list[TarEntry] = list(batch)
-        positions: list[int] = []
+        samples: list[tuple[int, Sample]] = []
         images: list[tuple[bytes, Header]] = []
         for i, entry in enumerate(batch):
             if isinstance(entry, Sample):
                 try:
                     images.append((entry.image, read_header(entry.image, self.max_image_pixels)))
-                    positions.append(i)
+                    samples.append((i, entry))
                 except ImageError as error:
                     results[i] = _rejection(entry, error)
         if not images:
@@ -349,21 +386,20 @@ class ClipModelHandler(ModelHandler[TarEntry, TarEntry, ClipModel]):
         else:
             embeddings = model.embed(pixels)
         embedded = 0
-        for row, (i, (data, header)) in enumerate(zip(positions, images, strict=True)):
-            sample, error = batch[i], errors[row]
-            assert isinstance(sample, Sample)
-            if error is None and not np.isfinite(embeddings[row]).all():
-                error = ImageError(MODEL_ERROR, "the embedding is not finite", header)
-            if error is not None:
-                results[i] = _rejection(sample, error if error.header else ImageError(error.reason, error.detail, header))
+        for row, (i, sample) in enumerate(samples):
+            header, fault = images[row][1], errors[row]
+            if fault is None and not np.isfinite(embeddings[row]).all():
+                fault = ImageError(MODEL_ERROR, "the embedding is not finite")
+            if fault is not None:
+                results[i] = _rejection(sample, ImageError(fault.reason, fault.detail, header))
             else:
                 embedded += 1
-                results[i] = _record(sample, data, header, embeddings[row])
+                results[i] = _record(sample, header, embeddings[row])
         metrics.counter(metrics.IMAGES_EMBEDDED).inc(embedded)
         return results
 
 
-def _record(sample: Sample, data: bytes, header: Header, embedding: npt.NDArray[np.float16]) -> ImageRecord:
+def _record(sample: Sample, header: Header, embedding: npt.NDArray[np.float16]) -> ImageRecord:
     return ImageRecord(
         sample.source,
         sample.index,
@@ -373,7 +409,7 @@ def _record(sample: Sample, data: bytes, header: Header, embedding: npt.NDArray[
         sample.offset,
         sample.size,
         sample.digest,
-        hashlib.sha256(data).digest(),
+        hashlib.sha256(sample.image).digest(),
         header.width,
         header.height,
         header.format,

@@ -6,6 +6,7 @@ Parquet column.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class PublicHead:
     """A published head.
 
     ``sha256`` is that of its tensors (``weights.tensors_sha256``), which does not depend on the file format they are
-    published in. ``clip_model`` and ``clip_pretrained`` are open_clip's names of the encoder it was trained on; an encoder
-    with ``-quickgelu`` in its name is the same one.
+    published in. ``clip_model`` and ``clip_pretrained`` are open_clip's names of the encoder it was trained on; an
+    encoder with ``-quickgelu`` in its name is the same one.
     """
 
     name: str
@@ -140,25 +141,37 @@ class ScoreHead:
         self._scale: torch.Tensor | None = None
         self._activation: Callable[[torch.Tensor], torch.Tensor] | None = None
         names = set(tensors)
-        layers = sorted({int(match[1]) for name in names if (match := re.fullmatch(r"(?:layers\.|linear_)(\d+)\.weight", name))})
+        layers = sorted(
+            {int(match[1]) for name in names if (match := re.fullmatch(r"(?:layers\.|linear_)(\d+)\.weight", name))}
+        )
         if names == {"weight", "bias"}:
             prefixes = [""]
         elif names == {f"layers.{n}.{part}" for n in layers for part in ("weight", "bias")} and layers:
             prefixes = [f"layers.{n}." for n in layers]
-        elif names == {"norm.mean", "norm.variance"} | {f"linear_{n}.{part}" for n in layers for part in ("weight", "bias")} and layers:
+        elif (
+            names
+            == {"norm.mean", "norm.variance"} | {f"linear_{n}.{part}" for n in layers for part in ("weight", "bias")}
+            and layers
+        ):
             prefixes = [f"linear_{n}." for n in layers]
             self._mean = tensors["norm.mean"].float()
             self._scale = tensors["norm.variance"].float().sqrt()
             self._activation = torch.relu
         else:
-            raise CurateError(f"{source} is not a score head of a known architecture: its tensors are {sorted(names)[:8]}")
+            raise CurateError(
+                f"{source} is not a score head of a known architecture: its tensors are {sorted(names)[:8]}"
+            )
         self._layers = [(tensors[f"{prefix}weight"].float(), tensors[f"{prefix}bias"].float()) for prefix in prefixes]
         sizes = [tuple(weight.shape) for weight, _ in self._layers]
-        chained = all(len(size) == 2 for size in sizes) and all(a[0] == b[1] for a, b in zip(sizes, sizes[1:], strict=False))
+        chained = all(len(size) == 2 for size in sizes) and all(a[0] == b[1] for a, b in itertools.pairwise(sizes))
         if not chained or sizes[-1][0] != 1 or any(bias.shape != weight.shape[:1] for weight, bias in self._layers):
             raise CurateError(f"{source} is not a score head: its layers have shapes {sizes}")
         self.embedding_size = int(sizes[0][1])
-        if self._mean is not None and self._scale is not None and not (self._mean.shape == self._scale.shape == (self.embedding_size,)):
+        if (
+            self._mean is not None
+            and self._scale is not None
+            and not (self._mean.shape == self._scale.shape == (self.embedding_size,))
+        ):
             raise CurateError(f"{source} is not a score head: its norm has shape {tuple(self._mean.shape)}")
 
     @torch.inference_mode()
@@ -203,18 +216,27 @@ def find_head(
         choice = str(_DEMO / f"{kind}.safetensors")
     public = [head for head in PUBLIC_HEADS if head.kind == kind]
     fitting = [head for head in public if head.fits(clip_model, clip_pretrained, pretrained_is_file)]
-    advice = f"fitting {kind} heads: {', '.join(head.name for head in fitting) or 'none known'}; or a weights file, or none"
+    advice = (
+        f"fitting {kind} heads: {', '.join(head.name for head in fitting) or 'none known'}; or a weights file, or none"
+    )
     if choice == "auto":
         if not fitting:
             known = sorted({f"{head.clip_model}/{head.clip_pretrained}" for head in public})
-            raise UsageError(f"{flag}=auto: no {kind} head is known for {encoder}, only for {', '.join(known)}; give a weights file, or none")
+            raise UsageError(
+                f"{flag}=auto: no {kind} head is known for {encoder}, only for {', '.join(known)}; "
+                "give a weights file, or none"
+            )
         chosen: PublicHead | None = fitting[0]
     else:
         chosen = next((head for head in PUBLIC_HEADS if head.name == choice), None)
     if chosen is None:
         return _head_from_file(choice, kind, flag, encoder, embedding_size, fitting, advice)
     if chosen not in fitting:
-        what = f"is a {chosen.kind} head" if chosen.kind != kind else f"was trained on {chosen.clip_model}/{chosen.clip_pretrained}, not on {encoder}"
+        what = (
+            f"is a {chosen.kind} head"
+            if chosen.kind != kind
+            else f"was trained on {chosen.clip_model}/{chosen.clip_pretrained}, not on {encoder}"
+        )
         raise UsageError(f"{flag}: {chosen.name} {what}; {advice}")
     return HeadSpec(chosen.name, chosen.url, chosen.sha256, chosen.embedding_size, flag)
 
@@ -236,7 +258,8 @@ def _head_from_file(
         )
     if head.embedding_size != embedding_size:
         raise UsageError(
-            f"{flag}: {location} takes embeddings of {head.embedding_size} numbers, those of {encoder} have {embedding_size}; {advice}"
+            f"{flag}: {location} takes embeddings of {head.embedding_size} numbers, "
+            f"those of {encoder} have {embedding_size}; {advice}"
         )
     name = public.name if public is not None else location.rpartition("/")[2]
     return HeadSpec(name, location, sha256, embedding_size, flag)

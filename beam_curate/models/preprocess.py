@@ -1,8 +1,8 @@
 """From an encoded image to the pixels that a CLIP image tower sees, by DALI or by Pillow.
 
-Both follow one geometry, open_clip's own (``open_clip.transform.image_transform_v2``): resize the upright image, then crop
-or pad around its centre. The crop is not cut from a resized image but resampled alone, from its region of the source:
-the same numbers, and no memory for what a crop of a very long image would throw away.
+Both follow one geometry, open_clip's own (``open_clip.transform.image_transform_v2``): resize the upright image, then
+crop or pad around its centre. The crop is not cut from a resized image but resampled alone, from its region of the
+source: the same numbers, and no memory for what a crop of a very long image would throw away.
 """
 
 from __future__ import annotations
@@ -35,7 +35,18 @@ _DALI_PIXELS = 1 << 25
 _EXIF_ORIENTATION = 0x0112
 _INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Everything Pillow's decoders are known to raise on broken files.
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError, AttributeError)
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    AttributeError,
+)
 
 
 class ImageError(Exception):
@@ -90,8 +101,8 @@ class Preprocess:
 class Region:
     """Which part of the image as stored is resampled to which size, and where that goes in the result.
 
-    ``box`` is (left, top, right, bottom) in source pixels, ``size`` and ``paste`` are (width, height) and (left, top) in
-    the upright result; with ``transposed`` the resampled part has its axes exchanged.
+    ``box`` is (left, top, right, bottom) in source pixels, ``size`` and ``paste`` are (width, height) and (left, top)
+    in the upright result.
     """
 
     box: tuple[float, float, float, float]
@@ -120,9 +131,14 @@ def region(header: Header, preprocess: Preprocess) -> Region:
     left, width, x = _crop_or_pad(resized[0], target_w)
     top, height, y = _crop_or_pad(resized[1], target_h)
     box = (left / resized[0], top / resized[1], (left + width) / resized[0], (top + height) / resized[1])
-    l, t, r, b = _in_stored_image(box, header.orientation)
+    left_part, top_part, right_part, bottom_part = _in_stored_image(box, header.orientation)
     stored_w, stored_h = (h, w) if header.orientation >= 5 else (w, h)
-    return Region((l * stored_w, t * stored_h, r * stored_w, b * stored_h), (width, height), (x, y), header.orientation)
+    return Region(
+        (left_part * stored_w, top_part * stored_h, right_part * stored_w, bottom_part * stored_h),
+        (width, height),
+        (x, y),
+        header.orientation,
+    )
 
 
 def _crop_or_pad(resized: int, target: int) -> tuple[int, int, int]:
@@ -134,12 +150,12 @@ def _crop_or_pad(resized: int, target: int) -> tuple[int, int, int]:
 
 def _in_stored_image(box: tuple[float, float, float, float], orientation: int) -> tuple[float, float, float, float]:
     """A box in fractions of the upright image, in fractions of the image as stored (EXIF 2.3, tag 0x0112)."""
-    l, t, r, b = box
+    left, top, right, bottom = box
     if orientation in (2, 3, 6, 7):
-        l, r = 1 - r, 1 - l
+        left, right = 1 - right, 1 - left
     if orientation in (3, 4, 7, 8):
-        t, b = 1 - b, 1 - t
-    return (t, l, b, r) if orientation >= 5 else (l, t, r, b)
+        top, bottom = 1 - bottom, 1 - top
+    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -199,7 +215,7 @@ class Preprocessor(Protocol):
     """Turns encoded images into pixels. Not safe for concurrent calls: each thread has its own."""
 
     def __call__(self, images: Sequence[tuple[bytes, Header]], out: Pixels) -> list[ImageError | None]:
-        """Fills ``out``, uint8 ``[n, height, width, 3]``, and says for each image what was wrong with it, if anything."""
+        """Fills ``out``, uint8 ``[n, height, width, 3]``; says for each image what was wrong with it, if anything."""
 
 
 class PillowPreprocessor:
@@ -311,7 +327,8 @@ class DaliPreprocessor:
         return (images.at(i) for i in range(len(parts)))
 
     def _build(self) -> Any:
-        from nvidia.dali import Pipeline, fn, types
+        from nvidia.dali import fn, types
+        from nvidia.dali.pipeline import Pipeline
 
         gpu = self._device == "cuda"
         pipeline = Pipeline(

@@ -105,7 +105,9 @@ def _read_pytorch(data: bytes, path: str) -> Tensors:
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         # PyTorch's own text recommends to turn the protection off.
-        reason = "it holds more than tensors, or is no weights file" if isinstance(error, pickle.UnpicklingError) else error
+        reason = (
+            "it holds more than tensors, or is no weights file" if isinstance(error, pickle.UnpicklingError) else error
+        )
         raise CurateError(f"cannot read weights from {path}: {reason}") from error
     state = value.get("state_dict", value) if isinstance(value, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):

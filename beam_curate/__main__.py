@@ -1,0 +1,116 @@
+"""``python -m beam_curate``: options, pipeline, summary, exit code."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.runners.runner import PipelineState
+
+from beam_curate import metrics, options, pipeline
+from beam_curate.errors import CurateError, UsageError
+from beam_curate.formats import files, manifest
+from beam_curate.records import ABOVE_NSFW_THRESHOLD, BELOW_AESTHETIC_THRESHOLD
+
+# A runner reports an error of a worker as text: a traceback, or several, with this line in it.
+_CURATE_ERROR = re.compile(r"beam_curate\.errors\.\w+: (.+?)(?: \[while running |\\n|$)", re.MULTILINE)
+
+
+def run(argv: Sequence[str]) -> dict[str, Any]:
+    """Runs the pipeline that a command line describes, and returns the manifest of what it wrote.
+
+    Raises:
+      UsageError: the command line is wrong.
+      CurateError: the run failed, for a reason that a person can act on.
+    """
+    chosen = options.parse(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if chosen.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    models = pipeline.find_models(chosen)
+    if models.store is not None:
+        models.store.describe()
+    root = beam.Pipeline(options=chosen)
+    pipeline.build(root, chosen, models)
+    started = time.monotonic()
+    result = root.run()
+    state = result.wait_until_finish()
+    if state not in (None, PipelineState.DONE):
+        raise CurateError(f"the runner reports {state}")
+    document = manifest.read(chosen.output_dir)
+    if document is None:
+        raise CurateError(f"the runner reports {state}, but {files.join(chosen.output_dir, manifest.NAME)} is missing")
+    print(summary(document, metrics.totals(result.metrics()), chosen.output_dir, time.monotonic() - started))
+    if chosen.strict:
+        check_strict(document, chosen.output_dir)
+    return document
+
+
+def summary(document: dict[str, Any], counted: dict[str, int], output_dir: str, seconds: float) -> str:
+    """What a person wants to know at the end of a run."""
+    images, tars = document["images"], document["tars"]
+    lines = [
+        f"{images['read']} images read from {tars['read']} tars, {images['written']} kept, "
+        f"{len(document['shards'])} shards in {output_dir}"
+    ]
+    lines += [f"  {count} {reason}" for reason, count in sorted(images["rejected"].items())]
+    if tars["rejected"]:
+        lines.append(f"  {tars['rejected']} tars could not be read to their end")
+    embedded, stored = counted.get(metrics.IMAGES_EMBEDDED, 0), counted.get(metrics.IMAGES_FROM_STORE, 0)
+    lines.append(
+        f"{embedded} images embedded, {stored} from the embedding store; {images['read'] / seconds:.0f} images/s"
+    )
+    if document["shards"] and not counted.get(metrics.SHARDS_WRITTEN):
+        lines.append("this dataset was there already; nothing was written")
+    return "\n".join(lines)
+
+
+def check_strict(document: dict[str, Any], output_dir: str) -> None:
+    """Raises a ``CurateError`` if anything was rejected for another reason than its score."""
+    unread = {
+        reason: count
+        for reason, count in document["images"]["rejected"].items()
+        if reason not in (BELOW_AESTHETIC_THRESHOLD, ABOVE_NSFW_THRESHOLD)
+    }
+    if unread or document["tars"]["rejected"]:
+        raise CurateError(
+            f"--strict: {sum(unread.values())} images and {document['tars']['rejected']} tars could not be read; "
+            f"see {files.join(output_dir, manifest.REJECTS_DIR)}"
+        )
+
+
+def explain(error: BaseException) -> str | None:
+    """The message of a ``CurateError``, also where a runner has wrapped it; None if there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, CurateError):
+            return str(seen)
+        seen = seen.__cause__
+    found = _CURATE_ERROR.findall(str(error))
+    return found[-1] if found else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The way in of ``beam-curate``. Returns 0, 1 (the run failed) or 2 (wrong usage)."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        run(argv)
+    except UsageError as error:
+        print(f"beam-curate: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        message = explain(error)
+        if message is None or "--verbose" in argv:
+            raise
+        print(f"beam-curate: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The chain: read, embed, score, filter, write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import apache_beam as beam
+
+import beam_curate
+from beam_curate.formats import files
+from beam_curate.formats.manifest import EMBEDDINGS_DIR, Provenance
+from beam_curate.formats.store import EmbeddingStore, Encoder
+from beam_curate.models.clip import ClipModelHandler
+from beam_curate.models.heads import AESTHETIC, NSFW, HeadSpec, find_head
+from beam_curate.options import CurateOptions
+from transforms import (
+    EmbedImages,
+    FilterAesthetic,
+    FilterNsfw,
+    MatchTarShards,
+    ReadTarShards,
+    ScoreEmbeddings,
+    WriteRejects,
+    WriteShards,
+)
+from transforms.match_tar_shards import split_patterns
+
+
+@dataclass(frozen=True)
+class Models:
+    """What the options chose: the encoder, its store, and the heads."""
+
+    handler: ClipModelHandler
+    encoder: Encoder
+    store: EmbeddingStore | None
+    aesthetic: HeadSpec | None
+    nsfw: HeadSpec | None
+
+
+def find_models(options: CurateOptions) -> Models:
+    """Resolves the model flags, before anything runs.
+
+    Raises:
+      UsageError: a flag names what is not there or does not fit.
+      CurateError: weights cannot be had.
+    """
+    handler = ClipModelHandler(
+        options.clip_model,
+        options.clip_pretrained,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.inference_batch_size,
+        max_image_pixels=options.max_image_pixels,
+    )
+    checkpoint = handler.checkpoint
+    aesthetic, nsfw = (
+        find_head(kind, choice, checkpoint.clip_model, checkpoint.source, checkpoint.is_file, checkpoint.embedding_size)
+        for kind, choice in ((AESTHETIC, options.aesthetic_head), (NSFW, options.nsfw_head))
+    )
+    encoder = handler.encoder()
+    store = None
+    if options.embeddings_dir != "none":
+        store = EmbeddingStore(options.embeddings_dir or files.join(options.output_dir, EMBEDDINGS_DIR), encoder)
+    return Models(handler, encoder, store, aesthetic, nsfw)
+
+
+def build(root: beam.Pipeline, options: CurateOptions, models: Models) -> None:
+    """Adds the whole chain to a pipeline."""
+    records, rejects, tars = (
+        root
+        | "MatchTarShards" >> MatchTarShards(options.input, options.limit)
+        | "ReadTarShards" >> ReadTarShards(models.store)
+        | "EmbedImages" >> EmbedImages(models.handler, models.store, with_rejects=True)
+    )
+    kept = records | "ScoreEmbeddings" >> ScoreEmbeddings(models.aesthetic, models.nsfw)
+    dropped = [rejects]
+    if models.aesthetic is not None:
+        kept, below = kept | "FilterAesthetic" >> FilterAesthetic(options.aesthetic_threshold, with_rejects=True)
+        dropped.append(below)
+    if models.nsfw is not None:
+        kept, above = kept | "FilterNsfw" >> FilterNsfw(options.nsfw_threshold, with_rejects=True)
+        dropped.append(above)
+    rejected = (
+        dropped | "AllRejects" >> beam.Flatten() | "WriteRejects" >> WriteRejects(options.output_dir, options.overwrite)
+    )
+    kept | "WriteShards" >> WriteShards(
+        options.output_dir,
+        options.images_per_tar,
+        options.deterministic_name,
+        remove_image_data=True,
+        verbose=options.verbose,
+        member_names=options.member_names,
+        write_embeddings=options.write_embeddings,
+        overwrite=options.overwrite,
+        provenance=describe(options, models),
+        rejects=rejected,
+        tars=tars,
+    )
+
+
+def describe(options: CurateOptions, models: Models) -> Provenance:
+    """What the output says about where it comes from. Nothing in it changes from run to run."""
+    encoder = models.encoder
+    document: dict[str, object] = {
+        "encoder": {
+            "clip_model": encoder.clip_model,
+            "clip_pretrained": encoder.clip_pretrained,
+            "weights_sha256": encoder.weights_sha256,
+            "precision": encoder.precision,
+            "embedding_size": encoder.embedding_size,
+            "fingerprint": encoder.fingerprint,
+        }
+    }
+    metadata = {
+        "version": beam_curate.__version__,
+        "encoder": encoder.clip_model,
+        "pretrained": encoder.clip_pretrained,
+        "weights_sha256": encoder.weights_sha256,
+        "precision": encoder.precision,
+    }
+    for kind, head, threshold in (
+        (AESTHETIC, models.aesthetic, options.aesthetic_threshold),
+        (NSFW, models.nsfw, options.nsfw_threshold),
+    ):
+        document[f"{kind}_head"] = {"name": head.name, "sha256": head.sha256} if head is not None else None
+        if head is not None:
+            metadata |= {
+                f"{kind}_head": head.name,
+                f"{kind}_head_sha256": head.sha256,
+                f"{kind}_threshold": repr(threshold),
+            }
+    names = (
+        "limit",
+        "clip_model",
+        "clip_pretrained",
+        "max_image_pixels",
+        "aesthetic_head",
+        "nsfw_head",
+        "aesthetic_threshold",
+        "nsfw_threshold",
+    )
+    return Provenance(
+        tuple(split_patterns(options.input)),
+        {
+            **{name: getattr(options, name) for name in names},
+            "precision": encoder.precision,
+            "version": beam_curate.__version__,
+        },
+        document,
+        {f"beam_curate.{name}": value for name, value in metadata.items()},
+    )

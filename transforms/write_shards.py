@@ -1,0 +1,440 @@
+"""WriteShards: records to tar + Parquet shards that are exactly full, byte for byte the same on every run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import struct
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any, BinaryIO, NamedTuple
+
+import apache_beam as beam
+from apache_beam.pvalue import AsIter, AsSingleton, PCollection, TaggedOutput
+
+from beam_curate import metrics
+from beam_curate.errors import CurateError
+from beam_curate.formats import files, manifest, parquet
+from beam_curate.formats.manifest import Provenance
+from beam_curate.formats.tar import TarError, TarShardWriter, copy_sample, member_name
+from beam_curate.records import ImageRecord, TarEnd, WrittenRejects, WrittenShard
+from transforms.rank_globally import Order, Ranked, RankGlobally
+from transforms.unique_image_ids import UniqueImageIds
+
+RECORDS = "records"
+SHARDS = "shards"
+MEMBER_NAMES = ("id", "sequential")
+
+_logger = logging.getLogger(__name__)
+
+
+class WriteShardsResult(NamedTuple):
+    """``shards``: PCollection of ``WrittenShard``. ``records``: PCollection of every ``ImageRecord`` written, with its
+    tar,
+    its member's name and, unless ``remove_image_data``, its image. ``manifest``: PCollection of the one manifest."""
+
+    shards: PCollection[WrittenShard]
+    records: PCollection[ImageRecord]
+    manifest: PCollection[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided once for all shards. ``hash`` is the content's, ``token`` is what stands in the file names.
+
+    ``finished`` says that the directory holds this very dataset already.
+    """
+
+    hash: str
+    token: str
+    images: int
+    finished: bool
+
+
+class WriteShards(beam.PTransform[PCollection[ImageRecord], WriteShardsResult]):
+    """Writes a dataset: shards, then the manifest that says it is complete.
+
+    Records are ranked by (source URI, index in the tar); shard = rank // ``images_per_tar``, so every shard but the
+    last is exactly full. Only records are shuffled: a shard's writer copies its samples, all their members, from the
+    source tars and checks every sample's digest on the way. A directory that holds the same finished dataset is left as
+    it is.
+
+    Args:
+      output_dir: where the shards go.
+      images_per_tar: images in each shard but the last.
+      deterministic_name: put a hash of the content into file names; otherwise a random one.
+      remove_image_data: leave the image's bytes out of the ``records`` of the result.
+      verbose: log every shard.
+      member_names: ``id`` names members by the image's unique id, ``sequential`` by its global rank.
+      write_embeddings: write the embedding column, if the records have embeddings.
+      overwrite: replace a finished, different dataset in ``output_dir``.
+      provenance: what goes into the manifest and the Parquet metadata.
+      rejects: what ``WriteRejects`` gave, for the manifest.
+      tars: the tars that were read, for the manifest and for the check that nothing was lost.
+
+    Raises:
+      ValueError: ``images_per_tar`` below 1, or unknown ``member_names``.
+      CurateError: at run time, where the counts do not add up, a source has changed since it was read, or
+      ``output_dir``
+        holds another finished dataset.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        images_per_tar: int = 1000,
+        deterministic_name: bool = True,
+        remove_image_data: bool = False,
+        verbose: bool = False,
+        *,
+        member_names: str = "id",
+        write_embeddings: bool = True,
+        overwrite: bool = False,
+        provenance: Provenance | None = None,
+        rejects: PCollection[WrittenRejects] | None = None,
+        tars: PCollection[TarEnd] | None = None,
+    ):
+        super().__init__()
+        if images_per_tar < 1:
+            raise ValueError(f"images_per_tar must be at least 1, not {images_per_tar}")
+        if member_names not in MEMBER_NAMES:
+            raise ValueError(f"member_names must be one of {MEMBER_NAMES}, not {member_names!r}")
+        self._settings = _Settings(
+            output_dir.rstrip("/") if output_dir.strip("/") else output_dir,
+            images_per_tar,
+            remove_image_data,
+            verbose,
+            member_names,
+            write_embeddings,
+            overwrite,
+            None if deterministic_name else uuid.uuid4().hex[:12],
+            provenance or Provenance(),
+        )
+        self._rejects = rejects
+        self._tars = tars
+
+    def expand(self, records: PCollection[ImageRecord]) -> WriteShardsResult:
+        settings = self._settings
+        ranked, order = records | "Rank" >> RankGlobally(content)
+        plan = order | "Plan" >> beam.ParDo(_MakePlan(settings))
+        names = ranked | "UniqueImageIds" >> UniqueImageIds()
+        per_tar = settings.images_per_tar
+        written = (
+            {
+                "records": ranked | "RecordsByShard" >> beam.Map(_by_shard, per_tar),
+                "names": names | "NamesByShard" >> beam.Map(_by_shard, per_tar),
+            }
+            | "GroupByShard" >> beam.CoGroupByKey()
+            | "Write" >> beam.ParDo(_WriteShard(settings), AsSingleton(plan)).with_outputs(RECORDS, main=SHARDS)
+        )
+        empty = records.pipeline | "Once" >> beam.Create([None])
+        finished = empty | "Finish" >> beam.ParDo(
+            _Finish(settings, self._tars is not None),
+            AsSingleton(plan),
+            AsIter(written[SHARDS]),
+            AsIter(self._rejects if self._rejects is not None else empty | "NoRejects" >> beam.FlatMap(_nothing)),
+            AsSingleton(
+                (self._tars if self._tars is not None else empty | "NoTars" >> beam.FlatMap(_nothing))
+                | "SumTars" >> beam.CombineGlobally(_SumTars())
+            ),
+        )
+        return WriteShardsResult(written[SHARDS], written[RECORDS], finished)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    output_dir: str
+    images_per_tar: int
+    remove_image_data: bool
+    verbose: bool
+    member_names: str
+    write_embeddings: bool
+    overwrite: bool
+    random_token: str | None
+    provenance: Provenance
+
+
+def content(record: ImageRecord) -> bytes:
+    """What of a record goes into the dataset's hash."""
+    texts = json.dumps([record.source, record.index, record.member, record.key, record.format]).encode()
+    scores = struct.pack(
+        "<ff", *(float("nan") if score is None else score for score in (record.aesthetic_score, record.nsfw_score))
+    )
+    size = struct.pack("<qq", record.width, record.height)
+    return b"".join((texts, size, record.digest, record.sha256, record.embedding or b"", scores))
+
+
+def dataset_hash(settings: _Settings, order: Order) -> str:
+    """12 hex digits over ``images_per_tar``, whatever else changes the files' bytes, and every record in order."""
+    facts = [
+        settings.images_per_tar,
+        settings.member_names,
+        settings.write_embeddings,
+        sorted(settings.provenance.parquet.items()),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode() + order.digest).hexdigest()[:12]
+
+
+def _by_shard(ranked: tuple[int, Any], images_per_tar: int) -> tuple[int, tuple[int, Any]]:
+    return ranked[0] // images_per_tar, ranked
+
+
+def _nothing(_: None) -> tuple[()]:
+    return ()
+
+
+class _MakePlan(beam.DoFn):
+    def __init__(self, settings: _Settings):
+        self._settings = settings
+
+    def process(self, order: Order) -> Iterator[Plan]:
+        settings = self._settings
+        content_hash = dataset_hash(settings, order)
+        existing = manifest.read(settings.output_dir)
+        same = existing is not None and existing["hash"] == content_hash and settings.random_token is None
+        if existing is not None and not same:
+            manifest.give_way(settings.output_dir, settings.overwrite)
+        yield Plan(content_hash, settings.random_token or content_hash, order.total, same)
+
+
+class _WriteShard(beam.DoFn):
+    def __init__(self, settings: _Settings):
+        self._settings = settings
+
+    def process(
+        self, shard: tuple[int, dict[str, Iterable[Ranked]]], plan: Plan
+    ) -> Iterator[WrittenShard | TaggedOutput[str, ImageRecord]]:
+        index, grouped = shard
+        ranked: list[tuple[int, ImageRecord]] = sorted(grouped["records"], key=lambda pair: pair[0])
+        ranked = rename(ranked, dict(grouped["names"]))
+        if plan.finished:
+            yield _finished_shard(self._settings, index)
+            return
+        written, records = write_shard(self._settings, plan, index, ranked)
+        metrics.counter(metrics.SHARDS_WRITTEN).inc()
+        metrics.counter(metrics.IMAGES_WRITTEN).inc(written.images)
+        if self._settings.verbose:
+            _logger.info("wrote %s with %d images", written.tar, written.images)
+        yield written
+        for record in records:
+            yield TaggedOutput(RECORDS, record)
+
+
+def _finished_shard(settings: _Settings, index: int) -> WrittenShard:
+    document = manifest.read(settings.output_dir)
+    if document is None:
+        raise CurateError(f"{settings.output_dir}: the manifest disappeared during the run")
+    return WrittenShard(index, **document["shards"][index])
+
+
+def rename(ranked: list[tuple[int, ImageRecord]], names: Mapping[int, str]) -> list[tuple[int, ImageRecord]]:
+    return [(rank, replace(record, image_id=names[rank]) if rank in names else record) for rank, record in ranked]
+
+
+def write_shard(
+    settings: _Settings, plan: Plan, index: int, ranked: list[tuple[int, ImageRecord]]
+) -> tuple[WrittenShard, list[ImageRecord]]:
+    """Publishes one shard's tar, then its Parquet.
+
+    Args:
+      settings, plan: of the whole dataset.
+      index: of the shard.
+      ranked: its records with their global ranks, in order.
+    """
+    stem = f"images-{plan.token}-{index:06d}"
+    tar_uri, parquet_uri = (files.join(settings.output_dir, f"{stem}.{suffix}") for suffix in ("tar", "parquet"))
+    embedding = ranked[0][1].embedding if settings.write_embeddings else None
+    schema = parquet.dataset_schema(None if embedding is None else len(embedding) // 2, settings.provenance.parquet)
+    records: list[ImageRecord] = []
+    with files.publish(parquet_uri) as parquet_file:
+        rows = parquet.RowWriter(parquet_file, schema)
+        with files.publish(tar_uri) as tar_file, _Sources() as sources:
+            writer = TarShardWriter(tar_file)
+            for rank, record in ranked:
+                stem_of_members = f"{rank:09d}" if settings.member_names == "sequential" else record.image_id
+                keep_image = not settings.remove_image_data
+                texts, image = sources.copy(record, stem_of_members, writer, keep_image)
+                record = replace(
+                    record,
+                    tar_file=f"{stem}.tar",
+                    member_name=member_name(stem_of_members, record.member),
+                    image=image,
+                )
+                rows.add(_row(record, texts))
+                records.append(record)
+            writer.close()
+        rows.close()
+    shard = WrittenShard(
+        index,
+        f"{stem}.tar",
+        f"{stem}.parquet",
+        len(ranked),
+        tar_file.size,
+        tar_file.sha256,
+        parquet_file.size,
+        parquet_file.sha256,
+    )
+    return shard, records
+
+
+class _Sources:
+    """Opens source tars one after the other, as a shard's records come."""
+
+    def __enter__(self) -> _Sources:
+        self._stack = ExitStack()
+        self._uri: str | None = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def copy(
+        self, record: ImageRecord, stem: str, writer: TarShardWriter, keep_image: bool
+    ) -> tuple[dict[str, bytes], bytes | None]:
+        """Copies a record's sample. Returns its text members, and its image if asked for.
+
+        Raises:
+          CurateError: the source is not what it was when it was read.
+        """
+
+        def keep(name: str) -> bool:
+            return parquet.is_text_member(name) or (keep_image and name == record.member)
+
+        try:
+            file = self._open(record.source)
+            file.seek(record.offset)
+            digest, kept = copy_sample(
+                file, record.offset, record.size, lambda name: member_name(stem, name), writer, keep
+            )
+        except (FileNotFoundError, TarError, EOFError) as error:
+            raise CurateError(f"{record.source} has changed since it was read: {error}; start the run again") from error
+        if digest != record.digest:
+            raise CurateError(
+                f"{record.source} has changed since it was read, at sample {record.key!r}; start the run again"
+            )
+        image = kept.get(record.member) if keep_image else None
+        return {name: data for name, data in kept.items() if parquet.is_text_member(name)}, image
+
+    def _open(self, uri: str) -> BinaryIO:
+        if uri != self._uri:
+            self._stack.close()
+            self._file = self._stack.enter_context(files.open_tar(uri))
+            self._uri = uri
+        return self._file
+
+
+def _row(record: ImageRecord, texts: Mapping[str, bytes]) -> dict[str, Any]:
+    caption, metadata = parquet.caption_and_metadata(texts)
+    return {
+        "image_id": record.image_id,
+        "tar_file": record.tar_file,
+        "member_name": record.member_name,
+        "original_path": f"{record.source}/{record.member}",
+        "original_key": record.key,
+        "caption": caption,
+        "width": record.width,
+        "height": record.height,
+        "format": record.format,
+        "sha256": record.sha256.hex(),
+        "aesthetic_score": record.aesthetic_score,
+        "nsfw_score": record.nsfw_score,
+        "embedding": record.embedding,
+        "metadata": metadata,
+    }
+
+
+class _SumTars(beam.CombineFn):
+    """How many tars were read, and how many images there were in them."""
+
+    def create_accumulator(self) -> tuple[int, int]:
+        return 0, 0
+
+    def add_input(self, total: tuple[int, int], end: TarEnd) -> tuple[int, int]:
+        return total[0] + 1, total[1] + end.images
+
+    def merge_accumulators(self, totals: Iterable[tuple[int, int]]) -> tuple[int, int]:
+        tars, images = 0, 0
+        for total in totals:
+            tars, images = tars + total[0], images + total[1]
+        return tars, images
+
+    def extract_output(self, total: tuple[int, int]) -> tuple[int, int]:
+        return total
+
+
+class _Finish(beam.DoFn):
+    def __init__(self, settings: _Settings, knows_tars: bool):
+        self._settings = settings
+        self._knows_tars = knows_tars
+
+    def process(
+        self,
+        _: None,
+        plan: Plan,
+        shards: Iterable[WrittenShard],
+        rejects: Iterable[WrittenRejects],
+        tars: tuple[int, int],
+    ) -> Iterator[dict[str, Any]]:
+        document = compose_manifest(
+            self._settings, plan, list(shards), list(rejects), tars if self._knows_tars else None
+        )
+        existing = manifest.read(self._settings.output_dir)
+        if existing != document:
+            if existing is not None:
+                manifest.give_way(self._settings.output_dir, self._settings.overwrite)
+            manifest.finish(self._settings.output_dir, document)
+        yield document
+
+
+def compose_manifest(
+    settings: _Settings,
+    plan: Plan,
+    shards: list[WrittenShard],
+    rejects: list[WrittenRejects],
+    tars: tuple[int, int] | None,
+) -> dict[str, Any]:
+    """The manifest, once everything adds up.
+
+    Args:
+      tars: how many tars were read and how many images they had; None where only the sink is used.
+
+    Raises:
+      CurateError: an image was lost, or counted twice.
+    """
+    shards = sorted(shards, key=lambda shard: shard.index)
+    rejects = sorted(rejects, key=lambda part: part.index)
+    written = sum(shard.images for shard in shards)
+    reasons: dict[str, int] = {}
+    for part in rejects:
+        for reason, count in part.images:
+            reasons[reason] = reasons.get(reason, 0) + count
+    rejected = sum(reasons.values())
+    tars_read, read = tars if tars is not None else (None, written + rejected)
+    if written != plan.images or read != written + rejected:
+        raise CurateError(
+            f"the counts do not add up: {read} images read, {plan.images} kept, {written} written, {rejected} rejected"
+        )
+    provenance = settings.provenance
+    return {
+        "format_version": manifest.FORMAT_VERSION,
+        "input": list(provenance.input),
+        "config": {
+            "images_per_tar": settings.images_per_tar,
+            "deterministic_name": settings.random_token is None,
+            "member_names": settings.member_names,
+            "write_embeddings": settings.write_embeddings,
+            **provenance.config,
+        },
+        "models": provenance.models,
+        "tars": {"read": tars_read, "rejected": sum(part.tars for part in rejects)},
+        "images": {"read": read, "written": written, "rejected": reasons},
+        "hash": plan.hash,
+        "shards": [{name: value for name, value in asdict(shard).items() if name != "index"} for shard in shards],
+        "rejects": [
+            {"parquet": part.parquet, "rows": part.rows, "parquet_bytes": part.bytes, "parquet_sha256": part.sha256}
+            for part in rejects
+        ],
+    }
