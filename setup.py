@@ -37,7 +37,6 @@ setup(
         "dali-cuda12": ["nvidia-dali-cuda120>=1.40; sys_platform == 'linux'"],
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "datasets>=3",
             "pandas>=2",

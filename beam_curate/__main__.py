@@ -12,13 +12,15 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
 
-from beam_curate import metrics, options, pipeline
+from beam_curate import metrics, options
 from beam_curate.errors import CurateError, UsageError
 from beam_curate.formats import files, manifest
 from beam_curate.records import ABOVE_NSFW_THRESHOLD, BELOW_AESTHETIC_THRESHOLD
 
 # A runner reports an error of a worker as text: a traceback, or several, with this line in it.
 _CURATE_ERROR = re.compile(r"beam_curate\.errors\.\w+: (.+?)(?: \[while running |\\n|$)", re.MULTILINE)
+
+_WHILE_RUNNING = re.compile(r" \[while running .*$", re.DOTALL)
 
 
 def run(argv: Sequence[str]) -> dict[str, Any]:
@@ -29,9 +31,10 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
       CurateError: the run failed, for a reason that a person can act on.
     """
     chosen = options.parse(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if chosen.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
+    # Loads torch: seconds that a wrong command line need not wait for.
+    from beam_curate import pipeline
+
+    _set_up_logging(chosen.verbose)
     models = pipeline.find_models(chosen)
     if models.store is not None:
         models.store.describe()
@@ -49,6 +52,18 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     if chosen.strict:
         check_strict(document, chosen.output_dir)
     return document
+
+
+def _set_up_logging(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    if not verbose:
+        # An error that ends the run is shown once, at its end; the hub's client counts its retries.
+        for name in ("apache_beam.runners.common", "apache_beam.runners.worker", "huggingface_hub"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # RunInference says so of every model wherever an optional dependency of its is missing.
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not record.getMessage().startswith("Resource module is not available"))
 
 
 def summary(document: dict[str, Any], counted: dict[str, int], output_dir: str, seconds: float) -> str:
@@ -89,7 +104,7 @@ def explain(error: BaseException) -> str | None:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, CurateError):
-            return str(seen)
+            return _WHILE_RUNNING.sub("", str(seen))
         seen = seen.__cause__
     found = _CURATE_ERROR.findall(str(error))
     return found[-1] if found else None

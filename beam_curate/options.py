@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
 
 from beam_curate.errors import UsageError
-from transforms.write_shards import MEMBER_NAMES
+from beam_curate.records import MEMBER_NAMES
 
 # Runs in this process, needs no download, and does the same on every machine.
 DEFAULT_RUNNER = "FnApiRunner"

@@ -22,6 +22,9 @@ MODEL_ERROR = "model_error"
 BELOW_AESTHETIC_THRESHOLD = "below_aesthetic_threshold"
 ABOVE_NSFW_THRESHOLD = "above_nsfw_threshold"
 
+# How members are named in the output: by the image's unique id, or by its global rank.
+MEMBER_NAMES = ("id", "sequential")
+
 
 @dataclass(frozen=True)
 class SourceTar:

@@ -20,13 +20,12 @@ from beam_curate.errors import CurateError
 from beam_curate.formats import files, manifest, parquet
 from beam_curate.formats.manifest import Provenance
 from beam_curate.formats.tar import TarError, TarShardWriter, copy_sample, member_name
-from beam_curate.records import ImageRecord, TarEnd, WrittenRejects, WrittenShard
+from beam_curate.records import MEMBER_NAMES, ImageRecord, TarEnd, WrittenRejects, WrittenShard
 from transforms.rank_globally import Order, Ranked, RankGlobally
 from transforms.unique_image_ids import UniqueImageIds
 
 RECORDS = "records"
 SHARDS = "shards"
-MEMBER_NAMES = ("id", "sequential")
 
 _logger = logging.getLogger(__name__)
 
