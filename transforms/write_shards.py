@@ -245,11 +245,9 @@ def write_shard(
     """
     stem = f"images-{plan.token}-{index:06d}"
     tar_uri, parquet_uri = (files.join(settings.output_dir, f"{stem}.{suffix}") for suffix in ("tar", "parquet"))
-    embedding = ranked[0][1].embedding if settings.write_embeddings else None
-    schema = parquet.dataset_schema(None if embedding is None else len(embedding) // 2, settings.provenance.parquet)
+    schema = parquet.dataset_schema(_embedding_size(settings, ranked), settings.provenance.parquet)
     records: list[ImageRecord] = []
-    with files.publish(parquet_uri) as parquet_file:
-        rows = parquet.RowWriter(parquet_file, schema)
+    with files.publish(parquet_uri) as parquet_file, parquet.RowWriter(parquet_file, schema) as rows:
         with files.publish(tar_uri) as tar_file, _Sources() as sources:
             writer = TarShardWriter(tar_file)
             for rank, record in ranked:
@@ -265,7 +263,6 @@ def write_shard(
                 rows.add(_row(record, texts))
                 records.append(record)
             writer.close()
-        rows.close()
     shard = WrittenShard(
         index,
         f"{stem}.tar",
@@ -277,6 +274,14 @@ def write_shard(
         parquet_file.sha256,
     )
     return shard, records
+
+
+def _embedding_size(settings: _Settings, ranked: list[tuple[int, ImageRecord]]) -> int | None:
+    """The numbers in an embedding; None if the column is not to be written, or no record has one."""
+    sizes = {None if record.embedding is None else len(record.embedding) // 2 for _, record in ranked}
+    if len(sizes) > 1:
+        raise CurateError(f"records of one dataset have embeddings of different sizes: {sizes}")
+    return sizes.pop() if settings.write_embeddings else None
 
 
 class _Sources:

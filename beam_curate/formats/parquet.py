@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_curate.formats import files
@@ -84,7 +83,7 @@ def _extension(name: str) -> str:
 
 
 class RowWriter:
-    """Writes rows, given as dicts, to an open file."""
+    """Writes rows, given as dicts, to an open file. A context manager: the file is whole when it is left."""
 
     def __init__(self, file: BinaryIO | files.HashingWriter, schema: pa.Schema):
         self._schema = schema
@@ -98,8 +97,11 @@ class RowWriter:
         if len(self._rows) >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
-    def close(self) -> None:
-        if self._rows:
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None and self._rows:
             self._flush()
         self._writer.close()
 
@@ -116,23 +118,17 @@ class RowWriter:
         self._rows, self._bytes = [], 0
 
 
-def _embedding_column(values: list[bytes | None], kind: pa.FixedSizeListType) -> pa.Array:
+def _embedding_column(values: list[bytes], kind: pa.FixedSizeListType) -> pa.Array:
     """Packed little-endian float16 vectors as a fixed-size list column, without a Python object per number."""
-    present = pa.array([value is not None for value in values])
-    width = 2 * kind.list_size
-    packed = b"".join(value if value is not None else bytes(width) for value in values)
-    numbers = pa.Array.from_buffers(pa.float16(), len(values) * kind.list_size, [None, pa.py_buffer(packed)])
-    mask = None if all(value is not None for value in values) else pc.invert(present)
-    return pa.FixedSizeListArray.from_arrays(numbers, type=kind, mask=mask)
+    numbers = pa.Array.from_buffers(pa.float16(), len(values) * kind.list_size, [None, pa.py_buffer(b"".join(values))])
+    return pa.FixedSizeListArray.from_arrays(numbers, type=kind)
 
 
 def write_rows(uri: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> files.HashingWriter:
     """Publishes a Parquet file; the returned writer knows its size and SHA-256."""
-    with files.publish(uri) as file:
-        writer = RowWriter(file, schema)
+    with files.publish(uri) as file, RowWriter(file, schema) as writer:
         for row in rows:
             writer.add(row)
-        writer.close()
     return file
 
 

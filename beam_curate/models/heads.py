@@ -233,7 +233,7 @@ def find_head(
         return _head_from_file(choice, kind, flag, encoder, embedding_size, fitting, advice)
     if chosen not in fitting:
         what = (
-            f"is a {chosen.kind} head"
+            f"gives {chosen.kind} scores"
             if chosen.kind != kind
             else f"was trained on {chosen.clip_model}/{chosen.clip_pretrained}, not on {encoder}"
         )
@@ -262,4 +262,6 @@ def _head_from_file(
             f"those of {encoder} have {embedding_size}; {advice}"
         )
     name = public.name if public is not None else location.rpartition("/")[2]
+    if encoder == "demo/demo" and Path(location).parent == _DEMO:
+        name = "demo"
     return HeadSpec(name, location, sha256, embedding_size, flag)
