@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import apache_beam as beam
 import open_clip
-import pyarrow.parquet as pq
 import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
+from outputs import Dataset
 from safetensors.torch import save_file
 
 from beam_curate.__main__ import main
@@ -58,37 +57,6 @@ def curate(tmp_path):
 
 
 _SMALL = ("--inference_batch_size=16", "--aesthetic_threshold=-100", "--nsfw_threshold=100")
-
-
-class Dataset:
-    """What a run wrote, read back."""
-
-    def __init__(self, directory: Path | str):
-        self.directory = Path(directory)
-
-    @property
-    def manifest(self) -> dict:
-        return json.loads((self.directory / "_manifest.json").read_text())
-
-    @property
-    def tars(self) -> list[Path]:
-        return [self.directory / shard["tar"] for shard in self.manifest["shards"]]
-
-    @property
-    def rows(self) -> list[dict]:
-        return [
-            row
-            for shard in self.manifest["shards"]
-            for row in pq.read_table(self.directory / shard["parquet"]).to_pylist()
-        ]
-
-    @property
-    def rejects(self) -> list[dict]:
-        return [
-            row
-            for part in self.manifest["rejects"]
-            for row in pq.read_table(self.directory / part["parquet"]).to_pylist()
-        ]
 
 
 @pytest.fixture(scope="session")

@@ -247,22 +247,22 @@ def write_shard(
     tar_uri, parquet_uri = (files.join(settings.output_dir, f"{stem}.{suffix}") for suffix in ("tar", "parquet"))
     schema = parquet.dataset_schema(_embedding_size(settings, ranked), settings.provenance.parquet)
     records: list[ImageRecord] = []
-    with files.publish(parquet_uri) as parquet_file, parquet.RowWriter(parquet_file, schema) as rows:
-        with files.publish(tar_uri) as tar_file, _Sources() as sources:
-            writer = TarShardWriter(tar_file)
-            for rank, record in ranked:
-                stem_of_members = f"{rank:09d}" if settings.member_names == "sequential" else record.image_id
-                keep_image = not settings.remove_image_data
-                texts, image = sources.copy(record, stem_of_members, writer, keep_image)
-                record = replace(
-                    record,
-                    tar_file=f"{stem}.tar",
-                    member_name=member_name(stem_of_members, record.member),
-                    image=image,
-                )
-                rows.add(_row(record, texts))
-                records.append(record)
-            writer.close()
+    # Left in this order: the sources, the tar is published, the rows are completed, the Parquet is published.
+    with (
+        files.publish(parquet_uri) as parquet_file,
+        parquet.RowWriter(parquet_file, schema) as rows,
+        files.publish(tar_uri) as tar_file,
+        _Sources() as sources,
+    ):
+        writer = TarShardWriter(tar_file)
+        for rank, record in ranked:
+            key = f"{rank:09d}" if settings.member_names == "sequential" else record.image_id
+            texts, image = sources.copy(record, key, writer, not settings.remove_image_data)
+            name = member_name(key, record.member)
+            record = replace(record, tar_file=f"{stem}.tar", member_name=name, image=image)
+            rows.add(_row(record, texts))
+            records.append(record)
+        writer.close()
     shard = WrittenShard(
         index,
         f"{stem}.tar",

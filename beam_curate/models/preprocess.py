@@ -28,8 +28,8 @@ Image.init()  # or only the commonest formats are registered
 # Formats that Pillow decodes by itself, without calling other programs (EPS would start Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
 _FORMAT_NAMES = {"mpo": "jpeg", "dib": "bmp"}
-# What DALI decodes to the same pixels as Pillow; the rest is Pillow's. Pictures of few colours are left to Pillow too: it
-# rounds between the two passes of a resize, DALI does not, which shows at hard edges.
+# What DALI decodes to the same pixels as Pillow; the rest is Pillow's. So are pictures of few colours: Pillow rounds
+# between the two passes of a resize, DALI does not, which shows at hard edges.
 _DALI_FORMATS = frozenset(("jpeg", "png", "webp", "bmp"))
 _DALI_MODES = frozenset(("L", "LA", "RGB", "RGBA", "CMYK"))
 # Decoded pixels that one DALI call may hold. A larger image goes through Pillow, alone.

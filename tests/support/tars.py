@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -61,13 +60,3 @@ def write_dataset(directory: Path, tars: int, samples: int) -> str:
 def read_members(path: str | Path) -> list[tuple[str, bytes]]:
     with tarfile.open(path) as tar:
         return [(info.name, tar.extractfile(info).read()) for info in tar if info.isreg()]
-
-
-def tree(directory: str | Path) -> dict[str, str]:
-    """SHA-256 of every file below a directory, by relative path."""
-    root = Path(directory)
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }

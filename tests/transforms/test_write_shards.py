@@ -10,7 +10,8 @@ import tarfile
 import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
-from tars import image_bytes, read_members, sample_members, tree, write_dataset, write_tar
+from outputs import tree
+from tars import image_bytes, read_members, sample_members, write_dataset, write_tar
 
 from beam_curate import verify
 from beam_curate.models.clip import ClipModelHandler
