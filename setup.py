@@ -27,6 +27,7 @@ setup(
         "open_clip_torch>=3.3",
         "pyarrow>=15",
         "webdataset>=0.2.100",
+        "ijson>=3.2",
         "google-cloud-storage>=2.18",
         "Pillow>=11.3",
         "safetensors>=0.4",
@@ -37,6 +38,7 @@ setup(
         "dali-cuda12": ["nvidia-dali-cuda120>=1.40; sys_platform == 'linux'"],
         "test": [
             "pytest>=8",
+            "atheris>=3; python_version >= '3.11' and sys_platform == 'linux'",
             "hypothesis>=6.100",
             "datasets>=3",
             "pandas>=2",

@@ -12,14 +12,15 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
 
-from beam_curate import metrics, options
+from beam_curate import destination, metrics, options
 from beam_curate.errors import CurateError, UsageError
-from beam_curate.formats import files, manifest
+from beam_curate.formats import files, manifest, parquet
 from beam_curate.records import ABOVE_NSFW_THRESHOLD, BELOW_AESTHETIC_THRESHOLD
 
 # A runner reports an error of a worker as text: a traceback, or several, with this line in it.
 _CURATE_ERROR = re.compile(r"beam_curate\.errors\.\w+: (.+?)(?: \[while running |\\n|$)", re.MULTILINE)
 
+_FIRST_FAILURES = 5
 _WHILE_RUNNING = re.compile(r" \[while running .*$", re.DOTALL)
 
 
@@ -36,13 +37,15 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
 
     _set_up_logging(chosen.verbose)
     models = pipeline.find_models(chosen)
-    if models.store is not None:
-        models.store.describe()
     root = beam.Pipeline(options=chosen)
     pipeline.build(root, chosen, models)
     started = time.monotonic()
-    result = root.run()
-    state = result.wait_until_finish()
+    with destination.claimed(chosen.output_dir):
+        destination.check(chosen.output_dir)
+        if models.store is not None:
+            models.store.describe()
+        result = root.run()
+        state = result.wait_until_finish()
     if state not in (None, PipelineState.DONE):
         raise CurateError(f"the runner reports {state}")
     document = manifest.read(chosen.output_dir)
@@ -86,17 +89,27 @@ def summary(document: dict[str, Any], counted: dict[str, int], output_dir: str, 
 
 
 def check_strict(document: dict[str, Any], output_dir: str) -> None:
-    """Raises a ``CurateError`` if anything was rejected for another reason than its score."""
-    unread = {
-        reason: count
-        for reason, count in document["images"]["rejected"].items()
-        if reason not in (BELOW_AESTHETIC_THRESHOLD, ABOVE_NSFW_THRESHOLD)
-    }
-    if unread or document["tars"]["rejected"]:
-        raise CurateError(
-            f"--strict: {sum(unread.values())} images and {document['tars']['rejected']} tars could not be read; "
-            f"see {files.join(output_dir, manifest.REJECTS_DIR)}"
-        )
+    """Raises a ``CurateError`` if anything was rejected for another reason than its score; it names the first few."""
+    kept_out_by_score = (BELOW_AESTHETIC_THRESHOLD, ABOVE_NSFW_THRESHOLD)
+    images = sum(n for reason, n in document["images"]["rejected"].items() if reason not in kept_out_by_score)
+    tars = document["tars"]["rejected"]
+    if not images and not tars:
+        return
+    first: list[str] = []
+    for part in document["rejects"]:
+        table = parquet.open_table(files.join(output_dir, part["parquet"]))
+        for row in table.read(columns=["source", "reason", "detail"]).to_pylist():
+            if row["reason"] not in kept_out_by_score and len(first) < _FIRST_FAILURES:
+                first.append(f"{row['source']}: {row['reason']}: {printable(row['detail'])}")
+    raise CurateError(
+        f"--strict: {images} images and {tars} tars could not be read; all are in "
+        f"{files.join(output_dir, manifest.REJECTS_DIR)}, the first are\n  " + "\n  ".join(first)
+    )
+
+
+def printable(text: str) -> str:
+    """Text from data, safe for a terminal: control characters cannot move the cursor or end a line."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def explain(error: BaseException) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 
 import beam_curate
+from beam_curate.errors import UsageError
 from beam_curate.formats import files
 from beam_curate.formats.manifest import EMBEDDINGS_DIR, Provenance
 from beam_curate.formats.store import EmbeddingStore, Encoder
@@ -60,7 +61,13 @@ def find_models(options: CurateOptions) -> Models:
     encoder = handler.encoder()
     store = None
     if options.embeddings_dir != "none":
-        store = EmbeddingStore(options.embeddings_dir or files.join(options.output_dir, EMBEDDINGS_DIR), encoder)
+        own = files.join(options.output_dir, EMBEDDINGS_DIR)
+        directory = options.embeddings_dir or own
+        if directory != own and f"{directory.rstrip('/')}/".startswith(f"{options.output_dir.rstrip('/')}/"):
+            raise UsageError(
+                f"--embeddings_dir: {directory} is inside --output_dir; choose a place outside, or leave it"
+            )
+        store = EmbeddingStore(directory, encoder)
     return Models(handler, encoder, store, aesthetic, nsfw)
 
 

@@ -53,7 +53,7 @@ def _entry(source: str, index: int, sample: TarSample, seen: set[str]) -> Sample
         if seen_before:
             detail = f"this key came earlier in the tar, its members are not adjacent; here: {members}"
             return Rejection(source, index, sample.key, STAGE, SPLIT_SAMPLE, detail)
-        return Rejection(source, index, sample.key, STAGE, NO_IMAGE, f"no member is an image by its name: {members}")
+        return Rejection(source, index, sample.key, STAGE, NO_IMAGE, f"no member is an image: {members}")
     return Sample(
         source,
         index,

@@ -14,6 +14,8 @@ from typing import BinaryIO, cast
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
+from beam_curate.errors import CurateError
+
 _CHUNK = 1 << 20
 _TEMPORARY = "_tmp."
 # On these an object appears when it is closed, so a temporary name would only cost a copy.
@@ -21,10 +23,15 @@ _OBJECT_STORES = ("gs", "s3", "azfs")
 
 
 class HashingWriter:
-    """A write-only file that counts and hashes what passes: ``size`` in bytes, ``sha256`` in hex."""
+    """A write-only file that counts and hashes what passes: ``size`` in bytes, ``sha256`` in hex.
 
-    def __init__(self, file: BinaryIO):
+    Raises:
+      CurateError: from ``write`` and ``close``, where the storage refuses.
+    """
+
+    def __init__(self, file: BinaryIO, uri: str):
         self._file = file
+        self._uri = uri
         self._hash = hashlib.sha256()
         self.size = 0
         self.closed = False
@@ -34,7 +41,8 @@ class HashingWriter:
         return self._hash.hexdigest()
 
     def write(self, data: bytes) -> int:
-        self._file.write(data)
+        with _refused(self._uri):
+            self._file.write(data)
         self._hash.update(data)
         self.size += len(data)
         return len(data)
@@ -48,7 +56,8 @@ class HashingWriter:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self._file.close()
+            with _refused(self._uri):
+                self._file.close()
 
     def readable(self) -> bool:
         return False
@@ -126,20 +135,35 @@ def is_temporary(uri: str) -> bool:
 
 
 @contextlib.contextmanager
+def _refused(uri: str) -> Iterator[None]:
+    """Names the file when storage is full, read-only or out of reach."""
+    try:
+        yield
+    except (OSError, BeamIOError) as error:
+        raise CurateError(f"cannot write {uri}: {error}") from error
+
+
+@contextlib.contextmanager
 def publish(uri: str) -> Iterator[HashingWriter]:
     """Writes a file that appears under ``uri`` whole or not at all; an older one is replaced.
 
     A file system with directories gets a temporary name beside the target and a rename.
+
+    Raises:
+      CurateError: the storage refuses.
     """
     directory, name = FileSystems.split(uri)
     in_place = FileSystems.get_scheme(uri) in _OBJECT_STORES
     target = uri if in_place else join(directory, f"{_TEMPORARY}{uuid.uuid4().hex[:12]}.{name}")
-    writer = HashingWriter(FileSystems.create(target, compression_type=CompressionTypes.UNCOMPRESSED))
+    with _refused(uri):
+        file = FileSystems.create(target, compression_type=CompressionTypes.UNCOMPRESSED)
+    writer = HashingWriter(file, uri)
     try:
         yield writer
         writer.close()
         if not in_place:
-            FileSystems.rename([target], [uri])
+            with _refused(uri):
+                FileSystems.rename([target], [uri])
     except BaseException:
         with contextlib.suppress(Exception):
             writer.close()

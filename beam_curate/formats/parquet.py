@@ -5,10 +5,12 @@ Files are the same bytes for the same rows: one compression, one row-group rule,
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
+import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +19,7 @@ from beam_curate.formats import files
 # A row group is closed at this many rows or, so that huge metadata cannot pile up in memory, bytes of text.
 _ROW_GROUP_ROWS = 10_000
 _ROW_GROUP_BYTES = 32 << 20
+_LARGE_JSON = 1 << 20
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -54,28 +57,52 @@ def is_text_member(name: str) -> bool:
     return _extension(name) in ("txt", "json")
 
 
-def caption_and_metadata(members: Mapping[str, bytes]) -> tuple[str | None, str | None]:
+def caption_and_metadata(members: Mapping[str, bytes]) -> tuple[str | None, bytes | None]:
     """The two text columns, from the payloads of a sample's ``.txt`` and ``.json`` members.
 
     The caption is the first ``.txt`` member, else ``caption`` of the first ``.json``; bytes that are not UTF-8 become
     U+FFFD. The metadata is the first ``.json`` member as it stood, if it is JSON in UTF-8. NaN and infinities, which
-    Python writes, are not JSON (RFC 8259): such a member still gives its caption.
+    Python writes, are not JSON (RFC 8259): such a member still gives its caption, unless it is larger than 1 MiB.
     """
     text = next((data for name, data in members.items() if _extension(name) == "txt"), None)
     caption = None if text is None else text.decode("utf-8", "replace")
     document = next((data for name, data in members.items() if _extension(name) == "json"), None)
     if document is None:
         return caption, None
+    is_json, stated = _caption_in_json(document) if len(document) <= _LARGE_JSON else _caption_in_large_json(document)
+    if caption is None and stated is not None:
+        # JSON can escape lone surrogates, which UTF-8 cannot hold.
+        caption = stated.encode("utf-8", "replace").decode("utf-8")
+    return caption, document if is_json else None
+
+
+def _caption_in_json(document: bytes) -> tuple[bool, str | None]:
+    """Whether it is JSON, and its top-level ``caption`` if that is a string."""
     constants: list[str] = []
     try:
-        metadata = document.decode("utf-8")
-        value = json.loads(metadata, parse_constant=constants.append)
+        value = json.loads(document.decode("utf-8"), parse_constant=constants.append)
     except (ValueError, RecursionError):
-        return caption, None
-    if caption is None and isinstance(value, dict) and isinstance(value.get("caption"), str):
-        # JSON can escape lone surrogates, which UTF-8 cannot hold.
-        caption = value["caption"].encode("utf-8", "replace").decode("utf-8")
-    return caption, None if constants else metadata
+        return False, None
+    caption = value.get("caption") if isinstance(value, dict) else None
+    return not constants, caption if isinstance(caption, str) else None
+
+
+def _caption_in_large_json(document: bytes) -> tuple[bool, str | None]:
+    """The same, without building the document in memory: its objects can take ten times its size."""
+    caption: str | None = None
+    depth, at_caption = 0, False
+    try:
+        for event, value in ijson.basic_parse(io.BytesIO(document)):
+            if event in ("start_map", "start_array"):
+                depth += 1
+            elif event in ("end_map", "end_array"):
+                depth -= 1
+            elif event == "string" and at_caption:
+                caption = value
+            at_caption = event == "map_key" and depth == 1 and value == "caption"
+    except (ijson.JSONError, UnicodeDecodeError):
+        return False, None
+    return True, caption
 
 
 def _extension(name: str) -> str:
@@ -93,7 +120,7 @@ class RowWriter:
 
     def add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
-        self._bytes += sum(len(value) for value in row.values() if isinstance(value, str))
+        self._bytes += sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
         if len(self._rows) >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
             self._flush()
 

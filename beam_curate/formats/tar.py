@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import re
 import tarfile
 import zlib
@@ -41,6 +42,8 @@ _DECODABLE = (
     "ppm",
 )
 IMAGE_EXTENSIONS = frozenset((*_DECODABLE, "pgm", "pbm", "pnm", "heic", "heif", "jxl", "ico", "tga"))
+# A larger image is not read into memory.
+MAX_IMAGE_BYTES = 128 << 20
 _DECOMPRESSION_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 _LINK_TYPES = {b"1": "hard link", b"2": "symbolic link"}
 _DEVICE_TYPES = {b"3": "character device", b"4": "block device", b"6": "FIFO"}
@@ -260,7 +263,8 @@ def _pax_size(value: str, offset: int) -> int:
 class TarSample:
     """Adjacent members with one key, WebDataset's sample.
 
-    ``image`` and ``image_member`` are those of the first member that is an image by its name; None if there is none.
+    ``image`` and ``image_member`` are those of the first member that is an image by its name; None if there is none, or
+    if it has more than ``MAX_IMAGE_BYTES``, which ``others`` then says.
     ``others`` says what the members without a payload are. ``offset``, ``size`` and ``digest`` as in
     ``records.Sample``.
     """
@@ -330,15 +334,18 @@ class _Group:
         digest, end = self.digest.copy(), reader.member_end
         digest.member(member.name, member.size)
         keep = self.image is None and is_image_name(member.name)
-        chunks: list[bytes] = []
+        if keep and member.size > MAX_IMAGE_BYTES:
+            keep = False
+            self.others.append(f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}")
+        image = io.BytesIO()
         for chunk in reader.chunks():
             digest.update(chunk)
             if keep:
-                chunks.append(chunk)
+                image.write(chunk)
         self.digest = digest
         self.names.append(member.name)
         if keep:
-            self.image_member, self.image = member.name, b"".join(chunks)
+            self.image_member, self.image = member.name, image.getvalue()
         self.end = end
 
     def sample(self) -> TarSample:

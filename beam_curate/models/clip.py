@@ -6,10 +6,11 @@ import difflib
 import functools
 import hashlib
 import json
+import logging
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ DEMO = "demo"
 _DEMO_DIR = Path(__file__).parent / "demo"
 _HF_HUB = "hf-hub:"
 STAGE = "embed"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,7 @@ class ClipModel:
         self._decoder = decoder
         self.preprocess = Preprocess.from_open_clip(checkpoint.preprocess)
         self.batch_size = batch_size
+        self._rows = batch_size  # in one forward pass
         self._lock = threading.Lock()
         self._tower: torch.nn.Module | None = None
         self._threads = threading.local()
@@ -242,8 +246,30 @@ class ClipModel:
 
     @torch.inference_mode()
     def embed(self, pixels: Pixels) -> npt.NDArray[np.float16]:
-        """Embeddings, float16 ``[n, d]`` with L2 norm 1, of pixels, uint8 ``[n, height, width, 3]``."""
+        """Embeddings, float16 ``[n, d]`` with L2 norm 1, of pixels, uint8 ``[n, height, width, 3]``.
+
+        A batch that does not fit into memory is halved, now and from then on.
+
+        Raises:
+          CurateError: not even one image fits.
+        """
         tower = self._load()
+        while True:
+            rows = self._rows
+            try:
+                parts = [self._forward(tower, part) for part in _parts(pixels, rows)]
+                return np.concatenate(parts)[: len(pixels)]
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if rows == 1:
+                    raise CurateError(f"not enough memory on {self._device} to embed one image: {error}") from error
+                self._rows = min(self._rows, (rows + 1) // 2)
+            _logger.warning("out of memory on %s; embedding %d images at a time", self._device, self._rows)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _forward(self, tower: torch.nn.Module, pixels: Pixels) -> npt.NDArray[np.float16]:
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float().div_(255)
         features = tower(((images - self._mean) / self._std).to(self._dtype))
         if isinstance(features, tuple):  # CoCa's tower gives its tokens too
@@ -263,6 +289,21 @@ class ClipModel:
                 self._tower = tower.to(self._device)
                 metrics.counter(metrics.MODEL_LOADS).inc()
             return self._tower
+
+
+def _parts(pixels: Pixels, rows: int) -> Iterator[Pixels]:
+    """Parts of exactly ``rows`` images, the last one padded: a forward pass always has one shape."""
+    for start in range(0, len(pixels), rows):
+        part = pixels[start : start + rows]
+        missing = rows - len(part)
+        yield part if not missing else np.concatenate([part, np.zeros((missing, *part.shape[1:]), np.uint8)])
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On the CPU, PyTorch raises a plain RuntimeError.
+    return not isinstance(error, RuntimeError) or any(
+        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 @functools.lru_cache(maxsize=8)

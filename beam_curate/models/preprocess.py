@@ -249,7 +249,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a sample: Pillow's own conversion would clip at 255
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _place(resized: Pixels, part: Region, preprocess: Preprocess, out: Pixels) -> None:

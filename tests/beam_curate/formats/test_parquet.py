@@ -28,7 +28,7 @@ from beam_curate.formats.parquet import caption_and_metadata, dataset_schema, wr
     ],
 )
 def test_caption_and_metadata(members, caption, metadata):
-    assert caption_and_metadata(members) == (caption, metadata)
+    assert caption_and_metadata(members) == (caption, None if metadata is None else metadata.encode())
 
 
 def test_embeddings_are_stored_bit_for_bit(tmp_path):
