@@ -334,9 +334,8 @@ class _Group:
         digest, end = self.digest.copy(), reader.member_end
         digest.member(member.name, member.size)
         keep = self.image is None and is_image_name(member.name)
-        if keep and member.size > MAX_IMAGE_BYTES:
-            keep = False
-            self.others.append(f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}")
+        too_large = keep and member.size > MAX_IMAGE_BYTES
+        keep = keep and not too_large
         image = io.BytesIO()
         for chunk in reader.chunks():
             digest.update(chunk)
@@ -344,6 +343,8 @@ class _Group:
                 image.write(chunk)
         self.digest = digest
         self.names.append(member.name)
+        if too_large:
+            self.others.append(f"{member.name} has {member.size} bytes, more than {MAX_IMAGE_BYTES}")
         if keep:
             self.image_member, self.image = member.name, image.getvalue()
         self.end = end
