@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -27,8 +28,19 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def tiff_header(width: int, height: int) -> bytes:
-    entries = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (279, 4, 8)]
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    entries = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 8),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (279, 4, 8),
+    ]
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries
+    )
     return b"II*\0" + struct.pack("<I", 16) + bytes(8) + directory + bytes(4)
 
 
@@ -39,11 +51,19 @@ def decompression_bomb() -> bytes:
     return buffer.getvalue()
 
 
+# 32 x 24 pixels, arithmetic-coded by ``jpegtran -arithmetic``, which Pillow cannot write.
+_ARITHMETIC_JPEG = (
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxO"
+    "UlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09P"
+    "T09PT09PT0//yQARCAAYACADASIAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwCTEKi9q3I6n8gtzPM7vDD3jg9X0OKN"
+    "RoEWKXeNRATjysOOQJIoVjvgjkFuviiNj5bQ2kxw/EsSof8AVE5YKPs7OXYsL+d1a+5LYHvZuYarJ9qsLsTHRucpF61MWxAxhXR1"
+    "O1a+UTIuOkWu8fAM4wLzXlvMeVuaypqeapx6+a6vE/6EL7pELm72vZJels9CnKwVJrisvsuiuK2SUfnDAiSfhTHPsM1K/wD+Ox0/"
+    "he+PHRMaLaOyUB3lOhcdaKa7sy9ihcw844EVBqLFMFtU8P/Z"
+)
+
+
 def arithmetic_jpeg() -> bytes:
-    """A baseline JPEG whose frame says that it is arithmetic-coded, which it is not."""
-    data = bytearray(image_bytes(3))
-    data[data.index(b"\xff\xc0") + 1] = 0xC9
-    return bytes(data)
+    return base64.b64decode(_ARITHMETIC_JPEG)
 
 
 def animated(format: str) -> bytes:
@@ -77,23 +97,23 @@ def images() -> dict[str, tuple[bytes, str | None]]:
         "one_pixel.png": (image_bytes(3, size=(1, 1), format="PNG"), OK),
         "ribbon.png": (image_bytes(4, size=(3000, 8), format="PNG"), OK),
         "sixteen_bit.png": (sixteen_bit("PNG"), OK),
-        "sixteen_bit.tiff": (sixteen_bit("TIFF"), OK),
+        "sixteen_bit_tiff.tiff": (sixteen_bit("TIFF"), OK),
         "palette.png": (image_bytes(5, format="PNG", mode="P"), OK),
         "rgba.png": (image_bytes(6, format="PNG", mode="RGBA"), OK),
         "bitmap.png": (image_bytes(7, format="PNG", mode="1"), OK),
         "gray.jpg": (image_bytes(8, mode="L"), OK),
         "cmyk.jpg": (image_bytes(9, mode="CMYK"), OK),
         "progressive.jpg": (image_bytes(10, size=(160, 120), progressive=True), OK),
-        "arithmetic.jpg": (arithmetic_jpeg(), "undecodable"),
-        "animated.gif": (animated("GIF"), OK),
-        "animated.webp": (animated("WEBP"), OK),
-        "animated.png": (animated("PNG"), OK),
+        "arithmetic.jpg": (arithmetic_jpeg(), OK),
+        "animated_gif.gif": (animated("GIF"), OK),
+        "animated_webp.webp": (animated("WEBP"), OK),
+        "animated_png.png": (animated("PNG"), OK),
         "many_pages.tiff": (animated("TIFF"), OK),
-        "picture.avif": (image_bytes(11, format="AVIF"), OK),
-        "picture.bmp": (image_bytes(12, format="BMP"), OK),
-        "picture.webp": (image_bytes(13, format="WEBP"), OK),
+        "avif.avif": (image_bytes(11, format="AVIF"), OK),
+        "bmp.bmp": (image_bytes(12, format="BMP"), OK),
+        "webp.webp": (image_bytes(13, format="WEBP"), OK),
         "claims_too_much.png": (png_header(60_000, 60_000), "too_many_pixels"),
-        "claims_too_much.tiff": (tiff_header(60_000, 60_000), "too_many_pixels"),
+        "claims_too_much_tiff.tiff": (tiff_header(60_000, 60_000), "too_many_pixels"),
         "bomb.png": (decompression_bomb(), "too_many_pixels"),
         "claims_more_than_it_has.png": (png_header(4000, 4000), "undecodable"),
     }
@@ -236,5 +256,10 @@ def tars() -> dict[str, tuple[bytes, int, dict[str, int], bool]]:
             False,
         ),
         "17_same_keys_again.tar": (two, 2, {}, False),
-        "18_json_as_strings.tar": (tar_bytes([("s.jpg", image_bytes(58)), ("s.json", json.dumps("text").encode())]), 1, {}, False),
+        "18_json_as_strings.tar": (
+            tar_bytes([("s.jpg", image_bytes(58)), ("s.json", json.dumps("text").encode())]),
+            1,
+            {},
+            False,
+        ),
     }

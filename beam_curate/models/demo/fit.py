@@ -1,8 +1,8 @@
 """Makes the demonstration model's files: ``python -m beam_curate.models.demo.fit [DIRECTORY]``.
 
-The tower is trained for a minute to tell the kinds of made-up pictures in ``beam_curate.synthetic`` apart, from open_clip's
-random start values. The heads are one linear layer each, the ridge regression in closed form of that module's targets on
-the embeddings of such pictures.
+The tower is trained for a minute to tell the kinds of made-up pictures in ``beam_curate.synthetic`` apart, from
+open_clip's random start values. The heads are one linear layer each, the ridge regression in closed form of that
+module's targets on the embeddings of such pictures.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def embed(images: list[bytes]) -> npt.NDArray[np.float16]:
     model = handler.load_model()
     rows = []
     for start in range(0, len(images), handler.batch_size):
-        batch = [Sample("", i, "", "", "", 0, 0, b"", image) for i, image in enumerate(images[start : start + handler.batch_size])]
+        batch = [
+            Sample("", i, "", "", "", 0, 0, b"", image)
+            for i, image in enumerate(images[start : start + handler.batch_size])
+        ]
         for record in handler.run_inference(batch, model):
             assert isinstance(record, ImageRecord)
             rows.append(record.vector)
@@ -65,9 +68,14 @@ def fit(embeddings: npt.NDArray[np.float16], targets: npt.NDArray[np.float64]) -
     x = embeddings.astype(np.float64)
     mean = x.mean(axis=0)
     centred = x - mean
-    weight = np.linalg.solve(centred.T @ centred / len(x) + _RIDGE * np.eye(x.shape[1]), centred.T @ (targets - targets.mean()) / len(x))
+    weight = np.linalg.solve(
+        centred.T @ centred / len(x) + _RIDGE * np.eye(x.shape[1]), centred.T @ (targets - targets.mean()) / len(x)
+    )
     bias = targets.mean() - mean @ weight
-    return {"weight": torch.tensor(weight[None], dtype=torch.float32), "bias": torch.tensor([bias], dtype=torch.float32)}
+    return {
+        "weight": torch.tensor(weight[None], dtype=torch.float32),
+        "bias": torch.tensor([bias], dtype=torch.float32),
+    }
 
 
 def main(directory: Path) -> None:
