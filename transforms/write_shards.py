@@ -385,11 +385,7 @@ class _Finish(beam.DoFn):
         document = compose_manifest(
             self._settings, plan, list(shards), list(rejects), tars if self._knows_tars else None
         )
-        existing = manifest.read(self._settings.output_dir)
-        if existing != document:
-            if existing is not None:
-                manifest.give_way(self._settings.output_dir, self._settings.overwrite)
-            manifest.finish(self._settings.output_dir, document)
+        manifest.finish(self._settings.output_dir, document, self._settings.overwrite)
         yield document
 
 

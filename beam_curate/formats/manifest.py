@@ -46,17 +46,33 @@ def encode(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def finish(output_dir: str, manifest: dict[str, Any]) -> None:
-    """Publishes the manifest, then removes what earlier, unfinished or replaced runs have left."""
+def finish(output_dir: str, manifest: dict[str, Any], overwrite: bool) -> None:
+    """Publishes the manifest, then removes what earlier, unfinished or replaced runs have left.
+
+    Where another run has finished a different dataset in the meantime, its files stay and this run's are removed.
+
+    Raises:
+      CurateError: it has, and may not be replaced.
+    """
+    existing = read(output_dir)
+    if existing == manifest:
+        return
+    if existing is not None and not overwrite:
+        ours = set(listed(manifest)) - set(listed(existing))
+        files.delete([files.join(output_dir, path) for path in files.list_tree(output_dir) if path in ours])
+    if existing is not None:
+        give_way(output_dir, overwrite)
     with files.publish(files.join(output_dir, NAME)) as file:
         file.write(encode(manifest))
     keep = {NAME, *listed(manifest)}
     stale = [
-        path
-        for path in files.list_tree(output_dir)
-        if is_ours(path) and path not in keep and not path.startswith(EMBEDDINGS_DIR + "/")
+        path for path in files.list_tree(output_dir) if path not in keep and is_ours(path) and not _is_stored(path)
     ]
     files.delete([files.join(output_dir, path) for path in stale])
+
+
+def _is_stored(path: str) -> bool:
+    return path.startswith(EMBEDDINGS_DIR + "/")
 
 
 def listed(manifest: dict[str, Any]) -> dict[str, tuple[int, str]]:
@@ -76,7 +92,7 @@ def is_ours(path: str) -> bool:
         path == NAME
         or _SHARD_NAME.fullmatch(path) is not None
         or _REJECTS_NAME.fullmatch(path) is not None
-        or path.startswith(EMBEDDINGS_DIR + "/")
+        or _is_stored(path)
         or files.is_temporary(path)
     )
 

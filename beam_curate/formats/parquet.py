@@ -20,6 +20,9 @@ from beam_curate.formats import files
 _ROW_GROUP_ROWS = 10_000
 _ROW_GROUP_BYTES = 32 << 20
 _LARGE_JSON = 1 << 20
+# Columns whose values repeat, and those whose values can be huge: a dictionary or a minimum of them would be copies.
+_FEW_VALUES = ("tar_file", "format", "source", "stage", "reason")
+_FREE_TEXTS = ("caption", "metadata", "detail")
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -114,7 +117,14 @@ class RowWriter:
 
     def __init__(self, file: BinaryIO | files.HashingWriter, schema: pa.Schema):
         self._schema = schema
-        self._writer = pq.ParquetWriter(file, schema, compression="zstd", version="2.6")
+        self._writer = pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            version="2.6",
+            use_dictionary=[name for name in _FEW_VALUES if name in schema.names],
+            write_statistics=[name for name in schema.names if name not in _FREE_TEXTS],
+        )
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 

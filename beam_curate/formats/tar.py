@@ -484,18 +484,18 @@ def copy_sample(
     for member in reader:
         if member.is_file and split_name(member.name) is not None:
             digest.member(member.name, member.size)
-            pieces: list[bytes] | None = [] if keep(member.name) else None
+            pieces = io.BytesIO() if keep(member.name) else None
             writer.add(rename(member.name), member.size, _tee(reader.chunks(), digest, pieces))
             if pieces is not None:
-                kept.setdefault(member.name, b"".join(pieces))
+                kept.setdefault(member.name, pieces.getvalue())
         if reader.member_end >= offset + size:
             break
     return digest.digest(), kept
 
 
-def _tee(chunks: Iterable[bytes], digest: SampleDigest, pieces: list[bytes] | None) -> Iterator[bytes]:
+def _tee(chunks: Iterable[bytes], digest: SampleDigest, pieces: io.BytesIO | None) -> Iterator[bytes]:
     for chunk in chunks:
         digest.update(chunk)
         if pieces is not None:
-            pieces.append(chunk)
+            pieces.write(chunk)
         yield chunk
