@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import apache_beam as beam
 
 import beam_curate
-from beam_curate.errors import UsageError
+from beam_curate.errors import CurateError, UsageError
 from beam_curate.formats import files
 from beam_curate.formats.manifest import EMBEDDINGS_DIR, Provenance
-from beam_curate.formats.store import EmbeddingStore, Encoder
+from beam_curate.formats.store import EmbeddingStore, Encoder, find_encoders
 from beam_curate.models.clip import ClipModelHandler
 from beam_curate.models.heads import AESTHETIC, NSFW, HeadSpec, find_head
 from beam_curate.options import CurateOptions
@@ -58,17 +58,51 @@ def find_models(options: CurateOptions) -> Models:
         find_head(kind, choice, checkpoint.clip_model, checkpoint.source, checkpoint.is_file, checkpoint.embedding_size)
         for kind, choice in ((AESTHETIC, options.aesthetic_head), (NSFW, options.nsfw_head))
     )
-    encoder = handler.encoder()
-    store = None
-    if options.embeddings_dir != "none":
-        own = files.join(options.output_dir, EMBEDDINGS_DIR)
-        directory = options.embeddings_dir or own
-        if directory != own and f"{directory.rstrip('/')}/".startswith(f"{options.output_dir.rstrip('/')}/"):
-            raise UsageError(
-                f"--embeddings_dir: {directory} is inside --output_dir; choose a place outside, or leave it"
-            )
-        store = EmbeddingStore(directory, encoder)
+    directory = find_store(options)
+    encoder = choose_encoder(handler, options, directory)
+    store = EmbeddingStore(directory, encoder) if directory is not None else None
     return Models(handler, encoder, store, aesthetic, nsfw)
+
+
+def find_store(options: CurateOptions) -> str | None:
+    """The directory of the embedding store; None if it is off."""
+    if options.embeddings_dir == "none":
+        return None
+    own = files.join(options.output_dir, EMBEDDINGS_DIR)
+    directory: str = options.embeddings_dir or own
+    if directory != own and f"{directory.rstrip('/')}/".startswith(f"{options.output_dir.rstrip('/')}/"):
+        raise UsageError(f"--embeddings_dir: {directory} is inside --output_dir; choose a place outside, or leave it")
+    return directory
+
+
+def choose_encoder(handler: ClipModelHandler, options: CurateOptions, directory: str | None) -> Encoder:
+    """The encoder to use: one that has a store already, if it is what was asked for.
+
+    So an earlier run's embeddings serve where its weights cannot be had, or where there is no GPU any more.
+
+    Raises:
+      CurateError: the weights cannot be had, and the store does not say whose embeddings would do.
+    """
+    stored = list(find_encoders(directory)) if directory is not None else []
+    free = options.device == "auto" and options.precision == "auto"
+    try:
+        asked = handler.encoder()
+    except CurateError:
+        adopted = _adopt(handler, stored, free)
+        if adopted is None:
+            raise
+        return adopted
+    if asked.fingerprint in {encoder.fingerprint for encoder in stored}:
+        return asked
+    return _adopt(handler, stored, free) or asked
+
+
+def _adopt(handler: ClipModelHandler, stored: list[Encoder], free: bool) -> Encoder | None:
+    fitting = [encoder for encoder in stored if handler.stands_for(encoder, free)]
+    if len(fitting) != 1:
+        return None
+    handler.adopt(fitting[0])
+    return fitting[0]
 
 
 def build(root: beam.Pipeline, options: CurateOptions, models: Models) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from beam_curate.records import ImageRecord, Rejection, SourceTar, TarEnd
 
 ENCODER_NAME = "_encoder.json"
 _ENTRY = "beam_curate.tar"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ class EmbeddingStore:
         uri = self.path(tar.uri)
         if not files.exists(uri):
             return None
-        table = parquet.open_table(uri)
+        try:
+            table = parquet.open_table(uri)
+        except pa.ArrowInvalid:
+            _logger.warning("%s is damaged; its tar is embedded again", uri)
+            return None
         stated = json.loads((table.schema_arrow.metadata or {}).get(_ENTRY.encode(), b"null"))
         if stated is None or SourceTar(stated["uri"], stated["size"], stated["modified"]) != tar:
             return None

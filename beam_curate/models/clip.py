@@ -231,8 +231,6 @@ class ClipModel:
         self._lock = threading.Lock()
         self._tower: torch.nn.Module | None = None
         self._threads = threading.local()
-        self._mean = torch.tensor(self.preprocess.mean, device=self._device).view(1, 3, 1, 1)
-        self._std = torch.tensor(self.preprocess.std, device=self._device).view(1, 3, 1, 1)
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -285,8 +283,12 @@ class ClipModel:
                 path = self._checkpoint.locate()
                 if self._weights_sha256 is not None and _file_sha256(path) != self._weights_sha256:
                     raise CurateError(f"{self._checkpoint.source} has changed since the run was started")
-                tower = build_tower(self._checkpoint, weights.read_tensors(path), self._dtype)
-                self._tower = tower.to(self._device)
+                if self._device.type == "cuda" and not torch.cuda.is_available():
+                    raise CurateError("--device: there are images to embed, and no CUDA device was found to do it")
+                tower = build_tower(self._checkpoint, weights.read_tensors(path), self._dtype).to(self._device)
+                self._mean = torch.tensor(self.preprocess.mean, device=self._device).view(1, 3, 1, 1)
+                self._std = torch.tensor(self.preprocess.std, device=self._device).view(1, 3, 1, 1)
+                self._tower = tower
                 metrics.counter(metrics.MODEL_LOADS).inc()
             return self._tower
 
@@ -383,10 +385,32 @@ class ClipModelHandler(ModelHandler[TarEntry, TarEntry, ClipModel]):
             self.precision,
             self.device,
             self.decoder,
-            json.dumps(asdict(Preprocess.from_open_clip(self.checkpoint.preprocess)), sort_keys=True),
+            self._preprocess_json(),
             self.checkpoint.embedding_size,
             self.max_image_pixels,
         )
+
+    def stands_for(self, encoder: Encoder, free: bool) -> bool:
+        """Whether embeddings of an encoder are what this handler was asked for, as far as can be said without weights.
+
+        Args:
+          encoder: of a store.
+          free: device and precision were left to ``auto``, so that the encoder's own will do.
+        """
+        if self.weights_sha256 not in (None, encoder.weights_sha256):
+            return False
+        asked = (self.checkpoint.clip_model, self.checkpoint.source, self._preprocess_json(), self.max_image_pixels)
+        has = (encoder.clip_model, encoder.clip_pretrained, encoder.preprocess, encoder.max_image_pixels)
+        same_machine = (self.device, self.precision) == (encoder.device, encoder.precision)
+        return asked == has and (free or same_machine)
+
+    def adopt(self, encoder: Encoder) -> None:
+        """Embeds as an encoder of a store does from now on, and insists on its weights."""
+        self.device, self.precision, self.decoder = encoder.device, encoder.precision, encoder.decoder
+        self.weights_sha256 = encoder.weights_sha256
+
+    def _preprocess_json(self) -> str:
+        return json.dumps(asdict(Preprocess.from_open_clip(self.checkpoint.preprocess)), sort_keys=True)
 
     def load_model(self) -> ClipModel:
         # Pillow refuses what it takes for a bomb; the limit that counts is --max_image_pixels.
