@@ -12,6 +12,7 @@ IMAGES_EMBEDDED = "images_embedded"
 IMAGES_FROM_STORE = "images_from_store"
 IMAGES_WRITTEN = "images_written"
 SHARDS_WRITTEN = "shards_written"
+SHARDS_REUSED = "shards_reused"
 MODEL_LOADS = "model_loads"
 _REJECTED_PREFIX = "images_rejected_"
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton, PCollection, TaggedOutput
 
 from beam_curate import metrics
@@ -204,15 +205,18 @@ class _WriteShard(beam.DoFn):
         self._settings = settings
 
     def process(
-        self, shard: tuple[int, dict[str, Iterable[Ranked]]], plan: Plan
+        self, group: tuple[int, dict[str, Iterable[Ranked]]], plan: Plan
     ) -> Iterator[WrittenShard | TaggedOutput[str, ImageRecord]]:
-        index, grouped = shard
+        index, grouped = group
         ranked: list[tuple[int, ImageRecord]] = sorted(grouped["records"], key=lambda pair: pair[0])
         ranked = rename(ranked, dict(grouped["names"]))
         if plan.finished:
             yield _finished_shard(self._settings, index)
             return
-        written, records = write_shard(self._settings, plan, index, ranked)
+        shard = find_shard(self._settings, plan, index, ranked)
+        if shard is not None:
+            metrics.counter(metrics.SHARDS_REUSED).inc()
+        written, records = shard or write_shard(self._settings, plan, index, ranked)
         metrics.counter(metrics.SHARDS_WRITTEN).inc()
         metrics.counter(metrics.IMAGES_WRITTEN).inc(written.images)
         if self._settings.verbose:
@@ -233,6 +237,48 @@ def rename(ranked: list[tuple[int, ImageRecord]], names: Mapping[int, str]) -> l
     return [(rank, replace(record, image_id=names[rank]) if rank in names else record) for rank, record in ranked]
 
 
+# In the Parquet metadata of a shard: which tar it belongs to. The tar is published first, so a Parquet vouches for it.
+_TAR_SHA256 = "beam_curate.tar_sha256"
+
+
+def _shard_names(plan: Plan, index: int) -> tuple[str, str]:
+    """The file names of a shard's tar and Parquet."""
+    stem = f"images-{plan.token}-{index:06d}"
+    return f"{stem}.tar", f"{stem}.parquet"
+
+
+def _named(settings: _Settings, tar: str, rank: int, record: ImageRecord) -> tuple[str, ImageRecord]:
+    """The key under which a record's members are written, and the record with its place in the output."""
+    key = f"{rank:09d}" if settings.member_names == "sequential" else record.image_id
+    return key, replace(record, tar_file=tar, member_name=member_name(key, record.member))
+
+
+def find_shard(
+    settings: _Settings, plan: Plan, index: int, ranked: list[tuple[int, ImageRecord]]
+) -> tuple[WrittenShard, list[ImageRecord]] | None:
+    """A shard that an interrupted run of the same dataset has published whole; None if it must be written.
+
+    Arguments and result as for ``write_shard``. Names carry the content's hash, so a file of that name is either this
+    shard or damaged; its Parquet says which digest the tar must have.
+    """
+    tar, parquet_name = _shard_names(plan, index)
+    tar_uri, parquet_uri = files.join(settings.output_dir, tar), files.join(settings.output_dir, parquet_name)
+    if not settings.remove_image_data or not files.exists(parquet_uri) or not files.exists(tar_uri):
+        return None
+    try:
+        table = parquet.open_table(parquet_uri)
+    except pa.ArrowInvalid:
+        return None
+    tar_size, tar_sha256 = files.measure(tar_uri)
+    if (table.schema_arrow.metadata or {}).get(_TAR_SHA256.encode(), b"").decode() != tar_sha256:
+        return None
+    if table.metadata.num_rows != len(ranked):
+        return None
+    size, sha256 = files.measure(parquet_uri)
+    shard = WrittenShard(index, tar, parquet_name, len(ranked), tar_size, tar_sha256, size, sha256)
+    return shard, [_named(settings, tar, rank, record)[1] for rank, record in ranked]
+
+
 def write_shard(
     settings: _Settings, plan: Plan, index: int, ranked: list[tuple[int, ImageRecord]]
 ) -> tuple[WrittenShard, list[ImageRecord]]:
@@ -242,31 +288,30 @@ def write_shard(
       settings, plan: of the whole dataset.
       index: of the shard.
       ranked: its records with their global ranks, in order.
+
+    Returns:
+      The shard, and its records as they are in the output.
     """
-    stem = f"images-{plan.token}-{index:06d}"
-    tar_uri, parquet_uri = (files.join(settings.output_dir, f"{stem}.{suffix}") for suffix in ("tar", "parquet"))
+    tar, parquet_name = _shard_names(plan, index)
     schema = parquet.dataset_schema(_embedding_size(settings, ranked), settings.provenance.parquet)
     records: list[ImageRecord] = []
-    # Left in this order: the sources, the tar is published, the rows are completed, the Parquet is published.
     with (
-        files.publish(parquet_uri) as parquet_file,
+        files.publish(files.join(settings.output_dir, parquet_name)) as parquet_file,
         parquet.RowWriter(parquet_file, schema) as rows,
-        files.publish(tar_uri) as tar_file,
-        _Sources() as sources,
     ):
-        writer = TarShardWriter(tar_file)
-        for rank, record in ranked:
-            key = f"{rank:09d}" if settings.member_names == "sequential" else record.image_id
-            texts, image = sources.copy(record, key, writer, not settings.remove_image_data)
-            name = member_name(key, record.member)
-            record = replace(record, tar_file=f"{stem}.tar", member_name=name, image=image)
-            rows.add(_row(record, texts))
-            records.append(record)
-        writer.close()
+        with files.publish(files.join(settings.output_dir, tar)) as tar_file, _Sources() as sources:
+            writer = TarShardWriter(tar_file)
+            for rank, record in ranked:
+                key, named = _named(settings, tar, rank, record)
+                texts, image = sources.copy(record, key, writer, not settings.remove_image_data)
+                rows.add(_row(named, texts))
+                records.append(replace(named, image=image))
+            writer.close()
+        rows.note({_TAR_SHA256: tar_file.sha256})
     shard = WrittenShard(
         index,
-        f"{stem}.tar",
-        f"{stem}.parquet",
+        tar,
+        parquet_name,
         len(ranked),
         tar_file.size,
         tar_file.sha256,

@@ -65,10 +65,12 @@ def finish(output_dir: str, manifest: dict[str, Any], overwrite: bool) -> None:
     with files.publish(files.join(output_dir, NAME)) as file:
         file.write(encode(manifest))
     keep = {NAME, *listed(manifest)}
-    stale = [
-        path for path in files.list_tree(output_dir) if path not in keep and is_ours(path) and not _is_stored(path)
-    ]
+    stale = [path for path in files.list_tree(output_dir) if path not in keep and _is_left_over(path)]
     files.delete([files.join(output_dir, path) for path in stale])
+
+
+def _is_left_over(path: str) -> bool:
+    return files.is_temporary(path) or (is_ours(path) and not _is_stored(path))
 
 
 def _is_stored(path: str) -> bool:

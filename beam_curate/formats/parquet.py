@@ -134,6 +134,10 @@ class RowWriter:
         if len(self._rows) >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
+    def note(self, facts: Mapping[str, str]) -> None:
+        """Adds to the schema metadata what is known only at the end."""
+        self._writer.add_key_value_metadata(dict(facts))
+
     def __enter__(self) -> RowWriter:
         return self
 

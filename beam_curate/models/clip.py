@@ -461,6 +461,7 @@ class ClipModelHandler(ModelHandler[TarEntry, TarEntry, ClipModel]):
                 embedded += 1
                 results[i] = _record(sample, header, embeddings[row])
         metrics.counter(metrics.IMAGES_EMBEDDED).inc(embedded)
+        _logger.debug("embedded %d images", embedded)
         return results
 
 
