@@ -270,7 +270,7 @@ def find_shard(
     except pa.ArrowInvalid:
         return None
     tar_size, tar_sha256 = files.measure(tar_uri)
-    if (table.schema_arrow.metadata or {}).get(_TAR_SHA256.encode(), b"").decode() != tar_sha256:
+    if (table.metadata.metadata or {}).get(_TAR_SHA256.encode(), b"").decode() != tar_sha256:
         return None
     if table.metadata.num_rows != len(ranked):
         return None

@@ -135,7 +135,7 @@ class RowWriter:
             self._flush()
 
     def note(self, facts: Mapping[str, str]) -> None:
-        """Adds to the schema metadata what is known only at the end."""
+        """Adds to the key-value metadata of the file what is known only at the end."""
         self._writer.add_key_value_metadata(dict(facts))
 
     def __enter__(self) -> RowWriter:
