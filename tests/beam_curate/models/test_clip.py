@@ -156,3 +156,21 @@ def test_weights_that_change_during_a_run_are_noticed(tmp_path):
     with pytest.raises(CurateError, match="has changed since the run was started"):
         embed(handler, [image_bytes()])
     assert handler.encoder().fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("name", ["demo", "ViT-B-32"])
+def test_an_embedding_does_not_depend_on_its_batch(name, b32_checkpoint, photos, decoder):
+    weights = "openai" if name == "demo" else b32_checkpoint
+    handler = ClipModelHandler(name, weights, device="cpu", batch_size=16, decoder=decoder)
+    model = handler.load_model()
+
+    def embeddings(images: list[bytes]) -> list[bytes]:
+        results = handler.run_inference([sample(image, i) for i, image in enumerate(images)], model)
+        return [result.embedding for result in results]
+
+    one, others = photos[0], photos[1:16]
+    (alone,) = embeddings([one])
+    assert embeddings([one, *others])[0] == alone
+    assert embeddings([*others, one])[-1] == alone
+    assert embeddings([*photos[20:27], one, *photos[27:35]])[7] == alone
+    assert sorted(embeddings([*others, one])) == sorted(embeddings([one, *others]))
