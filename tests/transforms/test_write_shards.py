@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
 import pytest
@@ -14,8 +16,13 @@ from outputs import tree
 from tars import image_bytes, read_members, sample_members, write_dataset, write_tar
 
 from beam_curate import verify
+from beam_curate.formats.manifest import Provenance
 from beam_curate.models.clip import ClipModelHandler
+from beam_curate.records import ImageRecord
 from transforms import EmbedImages, MatchTarShards, ReadTarShards, WriteShards
+from transforms.match_tar_shards import match_tars
+from transforms.read_tar_shards import read_entries
+from transforms.write_shards import Plan, _Settings, find_shard, write_shard
 
 
 @pytest.fixture
@@ -200,3 +207,41 @@ def test_the_result_gives_shards_and_records_with_or_without_image_data(tmp_path
 def test_wrong_arguments_are_refused(options):
     with pytest.raises(ValueError, match=r"images_per_tar|member_names"):
         WriteShards("out", **options)
+
+
+def records_of(source: str) -> list[ImageRecord]:
+    handler = ClipModelHandler("demo", batch_size=8)
+    model = handler.load_model()
+    entries = [entry for tar in match_tars([source]) for entry in read_entries(tar)]
+    embedded = [
+        result
+        for start in range(0, len(entries), 8)
+        for result in handler.run_inference(entries[start : start + 8], model)
+    ]
+    return [entry for entry in embedded if isinstance(entry, ImageRecord)]
+
+
+def test_the_order_in_which_records_come_does_not_show(tmp_path, local_pipeline):
+    records = records_of(write_dataset(tmp_path / "in", tars=4, samples=5))
+    trees = []
+    for seed in range(3):
+        random.Random(seed).shuffle(records)
+        with local_pipeline() as pipeline:
+            pipeline | beam.Create(records) | beam.Reshuffle() | WriteShards(str(tmp_path / str(seed)), 3)
+        trees.append(tree(tmp_path / str(seed)))
+    assert trees[0] == trees[1] == trees[2]
+
+
+def test_a_writer_called_twice_or_at_the_same_time_for_one_shard_leaves_one(tmp_path):
+    records = records_of(write_dataset(tmp_path / "in", tars=2, samples=8))
+    settings = _Settings(str(tmp_path / "out"), 16, True, False, "id", True, False, None, Provenance())
+    plan = Plan("0123456789ab", "0123456789ab", len(records), False)
+    ranked = list(enumerate(records))
+    first = write_shard(settings, plan, 0, ranked)
+    before = tree(tmp_path / "out")
+    assert len(before) == 2
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(lambda _: write_shard(settings, plan, 0, ranked), range(8)))
+    assert all(result == first for result in again)
+    assert find_shard(settings, plan, 0, ranked) == first
+    assert tree(tmp_path / "out") == before
