@@ -7,18 +7,21 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.runners.runner import PipelineState
 
 from beam_curate import destination, metrics, options
-from beam_curate.errors import CurateError, UsageError
+from beam_curate.errors import CurateError, SourceChangedError, UsageError
 from beam_curate.formats import files, manifest, parquet
 from beam_curate.records import ABOVE_NSFW_THRESHOLD, BELOW_AESTHETIC_THRESHOLD
 
 # A runner reports an error of a worker as text: a traceback, or several, with this line in it.
-_CURATE_ERROR = re.compile(r"beam_curate\.errors\.\w+: (.+?)(?: \[while running |\\n|$)", re.MULTILINE)
+_CURATE_ERROR = re.compile(
+    r"beam_curate\.(?:errors|formats\.files)\.(\w+): (.+?)(?: \[while running |\\n|$)", re.MULTILINE
+)
 
 _FIRST_FAILURES = 5
 _WHILE_RUNNING = re.compile(r" \[while running .*$", re.DOTALL)
@@ -40,12 +43,21 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     root = beam.Pipeline(options=chosen)
     pipeline.build(root, chosen, models)
     started = time.monotonic()
-    with destination.claimed(chosen.output_dir):
+    with ExitStack() as held:
+        held.enter_context(destination.claimed(chosen.output_dir))
         destination.check(chosen.output_dir)
         if models.store is not None:
+            held.enter_context(destination.sharing(models.store.embeddings_dir))
             models.store.describe()
-        result = root.run()
-        state = result.wait_until_finish()
+        try:
+            result = root.run()
+            state = result.wait_until_finish()
+        except Exception as error:
+            kind, _ = find_error(error)
+            if kind == SourceChangedError.__name__:
+                # Shards that are written already would belong to no dataset.
+                manifest.clear(chosen.output_dir)
+            raise
     if state not in (None, PipelineState.DONE):
         raise CurateError(f"the runner reports {state}")
     document = manifest.read(chosen.output_dir)
@@ -112,15 +124,15 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
-def explain(error: BaseException) -> str | None:
-    """The message of a ``CurateError``, also where a runner has wrapped it; None if there is none."""
+def find_error(error: BaseException) -> tuple[str, str] | tuple[None, None]:
+    """Class name and message of a ``CurateError``, also where a runner has wrapped it; Nones if there is none."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, CurateError):
-            return _WHILE_RUNNING.sub("", str(seen))
+            return type(seen).__name__, _WHILE_RUNNING.sub("", str(seen))
         seen = seen.__cause__
     found = _CURATE_ERROR.findall(str(error))
-    return found[-1] if found else None
+    return found[-1] if found else (None, None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"beam-curate: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        message = explain(error)
+        _, message = find_error(error)
         if message is None or "--verbose" in argv:
             raise
         print(f"beam-curate: {message}", file=sys.stderr)

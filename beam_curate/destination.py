@@ -35,21 +35,55 @@ def claimed(output_dir: str) -> Iterator[None]:
     Raises:
       CurateError: another run writes into the directory, or it cannot be made.
     """
-    if FileSystems.get_scheme(output_dir) is not None or os.name != "posix":
+    if not _can_lock(output_dir):
         yield
         return
+    with _opened("--output_dir", output_dir) as directory:
+        if not _lock(directory, exclusive=True):
+            raise CurateError(f"--output_dir: another run is writing into {output_dir}")
+        yield
+
+
+@contextlib.contextmanager
+def sharing(embeddings_dir: str) -> Iterator[None]:
+    """Says that a run uses a store. The last one to leave removes the temporary files of runs that were killed."""
+    if not _can_lock(embeddings_dir):
+        yield
+        return
+    with _opened("--embeddings_dir", embeddings_dir) as directory:
+        _lock(directory, exclusive=False)
+        try:
+            yield
+        finally:
+            if _lock(directory, exclusive=True):
+                left = [path for path in files.list_tree(embeddings_dir) if files.is_temporary(path)]
+                with contextlib.suppress(CurateError):  # a store that may only be read
+                    files.delete([files.join(embeddings_dir, path) for path in left])
+
+
+def _can_lock(directory: str) -> bool:
+    return FileSystems.get_scheme(directory) is None and os.name == "posix"
+
+
+@contextlib.contextmanager
+def _opened(flag: str, path: str) -> Iterator[int]:
+    try:
+        os.makedirs(path, exist_ok=True)
+        directory = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise CurateError(f"{flag}: cannot make {path}: {error}") from error
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def _lock(directory: int, exclusive: bool) -> bool:
+    """Takes a lock, which replaces the one held; False if others stand in the way of an exclusive one."""
     import fcntl
 
     try:
-        os.makedirs(output_dir, exist_ok=True)
-        directory = os.open(output_dir, os.O_RDONLY)
-    except OSError as error:
-        raise CurateError(f"--output_dir: cannot make {output_dir}: {error}") from error
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
     except BlockingIOError:
-        raise CurateError(f"--output_dir: another run is writing into {output_dir}") from None
-    else:
-        yield
-    finally:
-        os.close(directory)
+        return False
+    return True

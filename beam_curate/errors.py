@@ -7,3 +7,7 @@ class CurateError(Exception):
 
 class UsageError(CurateError):
     """The command line is wrong; the message names the flag."""
+
+
+class SourceChangedError(CurateError):
+    """A source tar is not what it was when it was read, so the dataset would not be what its records say."""

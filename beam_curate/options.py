@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
 
 from beam_curate.errors import UsageError
+from beam_curate.formats.files import GLOB_CHARACTERS
 from beam_curate.records import MEMBER_NAMES
 
 # Runs in this process, needs no download, and does the same on every machine.
@@ -173,6 +174,11 @@ def parse(argv: Sequence[str]) -> CurateOptions:
     for flag in ("input", "output_dir"):
         if not getattr(known, flag):
             raise UsageError(f"--{flag} is required")
+    for flag in ("output_dir", "embeddings_dir"):
+        if any(character in (getattr(known, flag) or "") for character in GLOB_CHARACTERS):
+            raise UsageError(
+                f"--{flag}: {getattr(known, flag)} has one of {GLOB_CHARACTERS} in it, which Beam takes for a glob"
+            )
     _check_beam_flags(rest)
     options = CurateOptions(list(argv))
     standard = options.view_as(StandardOptions)

@@ -28,11 +28,15 @@ MEMBER_NAMES = ("id", "sequential")
 
 @dataclass(frozen=True)
 class SourceTar:
-    """One input tar. ``size`` is in bytes, ``modified`` in seconds since the epoch (0 where the store knows none)."""
+    """One input tar. ``size`` is in bytes, ``modified`` in seconds since the epoch.
+
+    Where the storage keeps no modification time, ``modified`` is 0 and ``checksum`` is what it knows of the content.
+    """
 
     uri: str
     size: int
     modified: float
+    checksum: str = ""
 
 
 @dataclass(frozen=True)

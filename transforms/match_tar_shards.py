@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
-from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.pvalue import PBegin, PCollection
 
 from beam_curate.errors import CurateError
 from beam_curate.formats import files
 from beam_curate.records import SourceTar
-
-_GLOB_CHARACTERS = "*?["
 
 
 def split_patterns(value: str) -> list[str]:
@@ -36,17 +34,19 @@ def match_tars(patterns: Sequence[str], limit: int | None = None) -> list[Source
 
 
 def _match(pattern: str) -> list[SourceTar]:
-    if not any(character in pattern for character in _GLOB_CHARACTERS):
+    if not any(character in pattern for character in files.GLOB_CHARACTERS):
         return _find(pattern.rstrip("/") + "/*.tar") or _find(pattern)
     return _find(pattern)
 
 
 def _find(pattern: str) -> list[SourceTar]:
-    try:
-        found = files.find(pattern)
-    except BeamIOError as error:
-        raise CurateError(f"--input: cannot list {pattern}: {error}") from error
-    return [SourceTar(file.path, int(file.size_in_bytes), float(file.last_updated_in_seconds or 0)) for file in found]
+    return [_identify(file) for file in files.find(pattern)]
+
+
+def _identify(file: FileMetadata) -> SourceTar:
+    """A tar as it is now. Where the storage keeps no modification time, a checksum says whether it has changed."""
+    modified = float(file.last_updated_in_seconds or 0)
+    return SourceTar(file.path, int(file.size_in_bytes), modified, "" if modified else files.checksum(file.path))
 
 
 class MatchTarShards(beam.PTransform[PBegin, PCollection[SourceTar]]):

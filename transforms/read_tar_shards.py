@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import apache_beam as beam
-from apache_beam.io.filesystem import BeamIOError
 from apache_beam.pvalue import PCollection
 
 from beam_curate import metrics
@@ -29,7 +28,11 @@ STAGE = "read"
 
 
 def read_entries(tar: SourceTar) -> Iterator[Sample | Rejection | TarEnd]:
-    """Every sample of a tar in order, or why it is none; what stopped the reading, if anything; and the end."""
+    """Every sample of a tar in order, or why it is none; what stopped the reading, if anything; and the end.
+
+    Raises:
+      CurateError: the storage fails. That says nothing about the tar, so it is not counted as unreadable.
+    """
     images = 0
     try:
         with files.open_tar(tar.uri) as file:
@@ -40,8 +43,8 @@ def read_entries(tar: SourceTar) -> Iterator[Sample | Rejection | TarEnd]:
     except TarError as error:
         reason = UNREADABLE_TAR if error.at_start else TRUNCATED_TAR
         yield Rejection(tar.uri, None, None, STAGE, reason, str(error))
-    except (FileNotFoundError, PermissionError, IsADirectoryError, BeamIOError) as error:
-        yield Rejection(tar.uri, None, None, STAGE, UNREADABLE_TAR, f"cannot open: {error}")
+    except files.UnavailableError as error:
+        yield Rejection(tar.uri, None, None, STAGE, UNREADABLE_TAR, str(error))
     yield TarEnd(tar, images)
 
 

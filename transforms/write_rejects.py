@@ -68,7 +68,7 @@ class _WritePart(beam.DoFn):
         finished = manifest.read(self._output_dir)
         listed = manifest.listed(finished).get(name) if finished is not None else None
         if finished is not None and listed is None:
-            manifest.give_way(self._output_dir, self._overwrite)
+            manifest.check_replaceable(self._output_dir, self._overwrite)
         if listed is None:
             file = parquet.write_rows(files.join(self._output_dir, name), parquet.REJECTS_SCHEMA, map(_row, rejections))
             listed = (file.size, file.sha256)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton, PCollection, TaggedOutput
 
 from beam_curate import metrics
-from beam_curate.errors import CurateError
+from beam_curate.errors import CurateError, SourceChangedError
 from beam_curate.formats import files, manifest, parquet
 from beam_curate.formats.manifest import Provenance
 from beam_curate.formats.tar import TarError, TarShardWriter, copy_sample, member_name
@@ -196,7 +196,7 @@ class _MakePlan(beam.DoFn):
         existing = manifest.read(settings.output_dir)
         same = existing is not None and existing["hash"] == content_hash and settings.random_token is None
         if existing is not None and not same:
-            manifest.give_way(settings.output_dir, settings.overwrite)
+            manifest.check_replaceable(settings.output_dir, settings.overwrite)
         yield Plan(content_hash, settings.random_token or content_hash, order.total, same)
 
 
@@ -346,7 +346,8 @@ class _Sources:
         """Copies a record's sample. Returns its text members, and its image if asked for.
 
         Raises:
-          CurateError: the source is not what it was when it was read.
+          SourceChangedError: the source is not what it was when it was read.
+          CurateError: the storage fails.
         """
 
         def keep(name: str) -> bool:
@@ -358,10 +359,12 @@ class _Sources:
             digest, kept = copy_sample(
                 file, record.offset, record.size, lambda name: member_name(stem, name), writer, keep
             )
-        except (FileNotFoundError, TarError, EOFError) as error:
-            raise CurateError(f"{record.source} has changed since it was read: {error}; start the run again") from error
+        except (files.UnavailableError, TarError, EOFError) as error:
+            raise SourceChangedError(
+                f"{record.source} has changed since it was read: {error}; start the run again"
+            ) from error
         if digest != record.digest:
-            raise CurateError(
+            raise SourceChangedError(
                 f"{record.source} has changed since it was read, at sample {record.key!r}; start the run again"
             )
         image = kept.get(record.member) if keep_image else None

@@ -5,25 +5,96 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
+import logging
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
-from typing import BinaryIO, cast
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, cast
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.utils import retry
 
 from beam_curate.errors import CurateError
 
+GLOB_CHARACTERS = "*?["
 _CHUNK = 1 << 20
 _TEMPORARY = "_tmp."
 # On these an object appears when it is closed, so a temporary name would only cost a copy.
-_OBJECT_STORES = ("gs", "s3", "azfs")
+_OBJECT_STORES = ("gs", "s3")
+_READ_RETRIES, _FIRST_DELAY_SECONDS = 3, 0.2
+
+_logger = logging.getLogger(__name__)
+
+
+class UnavailableError(CurateError):
+    """There is no such file, or it may not be read."""
+
+
+class _Reading(io.RawIOBase):
+    """A file open for reading, whose errors name it. Where reading fails it is opened again, at the same place."""
+
+    def __init__(self, uri: str):
+        self._uri = uri
+        self._file: Any = None
+        self._position = 0
+        self._attempt(lambda _: None)
+
+    @retry.with_exponential_backoff(
+        num_retries=_READ_RETRIES,
+        initial_delay_secs=_FIRST_DELAY_SECONDS,
+        logger=_logger.debug,
+        retry_filter=lambda error: not isinstance(error, UnavailableError),
+    )
+    def _attempt(self, call: Callable[[Any], Any]) -> Any:
+        with _storage("read", self._uri):
+            if self._file is None:
+                self._file = FileSystems.open(self._uri, compression_type=CompressionTypes.UNCOMPRESSED)
+                self._file.seek(self._position)
+            try:
+                return call(self._file)
+            except Exception:
+                file, self._file = self._file, None
+                with contextlib.suppress(Exception):
+                    file.close()
+                raise
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._attempt(lambda file: file.readinto(buffer))
+        self._position += count
+        return count
+
+    def readall(self) -> bytes:
+        data: bytes = self._attempt(lambda file: file.read())
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = self._attempt(lambda file: file.seek(offset, whence))
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
 
 
 class HashingWriter:
-    """A write-only file that counts and hashes what passes: ``size`` in bytes, ``sha256`` in hex.
+    """A write-only file that counts and hashes what passes: ``size`` in bytes and, once closed, ``sha256`` in hex.
+
+    What passes is kept until there is 1 MiB of it.
 
     Raises:
       CurateError: from ``write`` and ``close``, where the storage refuses.
@@ -33,6 +104,8 @@ class HashingWriter:
         self._file = file
         self._uri = uri
         self._hash = hashlib.sha256()
+        self._pending: list[bytes] = []
+        self._pending_size = 0
         self.size = 0
         self.closed = False
 
@@ -41,23 +114,45 @@ class HashingWriter:
         return self._hash.hexdigest()
 
     def write(self, data: bytes) -> int:
-        with _refused(self._uri):
-            self._file.write(data)
-        self._hash.update(data)
+        self._pending.append(bytes(data))
+        self._pending_size += len(data)
         self.size += len(data)
+        if self._pending_size >= _CHUNK:
+            self._pass_on()
         return len(data)
+
+    def _pass_on(self) -> None:
+        data = b"".join(self._pending)
+        self._pending, self._pending_size = [], 0
+        self._hash.update(data)
+        with _storage("write", self._uri):
+            self._file.write(data)
 
     def tell(self) -> int:
         return self.size
 
     def flush(self) -> None:
-        self._file.flush()
+        """Does nothing: the file is whole only when it is closed."""
 
     def close(self) -> None:
         if not self.closed:
+            self._pass_on()
             self.closed = True
-            with _refused(self._uri):
+            with _storage("write", self._uri):
                 self._file.close()
+
+    def abandon(self) -> None:
+        """Closes the file so that on an object store nothing appears."""
+        if self.closed:
+            return
+        self.closed = True
+        if hasattr(self._file, "terminate"):  # google-cloud-storage's writer
+            self._file.terminate()
+            return
+        uploader = getattr(getattr(self._file, "raw", None), "_uploader", None)
+        if uploader is not None:  # Beam's writer for S3, which completes an upload only if it met no error
+            uploader.last_error = CurateError(f"abandoned {self._uri}")
+        self._file.close()
 
     def readable(self) -> bool:
         return False
@@ -74,7 +169,13 @@ def join(directory: str, *names: str) -> str:
 
 
 def open_read(uri: str) -> BinaryIO:
-    return FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
+    """Opens a file. Reads of less than 1 MiB are served from a buffer.
+
+    Raises, as reading does too:
+      UnavailableError: it is not there, or may not be read.
+      CurateError: the storage fails.
+    """
+    return cast(BinaryIO, io.BufferedReader(_Reading(uri), _CHUNK))
 
 
 def open_tar(uri: str) -> BinaryIO:
@@ -91,12 +192,20 @@ def read_bytes(uri: str) -> bytes:
 
 
 def exists(uri: str) -> bool:
-    return bool(FileSystems.exists(uri))
+    with _storage("look for", uri):
+        return bool(FileSystems.exists(uri))
+
+
+def checksum(uri: str) -> str:
+    """What the storage knows of a file's content; of which kind is the storage's affair."""
+    with _storage("read", uri):
+        return str(FileSystems.checksum(uri))
 
 
 def find(pattern: str) -> list[FileMetadata]:
     """The files that match a glob, sorted by path; none is not an error."""
-    found = FileSystems.match([pattern])[0].metadata_list
+    with _storage("list", pattern):
+        found = FileSystems.match([pattern])[0].metadata_list
     return sorted((file for file in found if not _is_local_directory(file.path)), key=lambda file: file.path)
 
 
@@ -108,10 +217,7 @@ def _is_local_directory(path: str) -> bool:
 def list_tree(directory: str) -> list[str]:
     """Paths of all files below a directory, relative to it, sorted."""
     prefix = directory.rstrip("/") + "/"
-    try:
-        return [str(metadata.path)[len(prefix) :] for metadata in find(prefix + "**")]
-    except BeamIOError:
-        return []
+    return [str(metadata.path)[len(prefix) :] for metadata in find(prefix + "**")]
 
 
 def measure(uri: str) -> tuple[int, str]:
@@ -126,7 +232,8 @@ def measure(uri: str) -> tuple[int, str]:
 
 def delete(uris: list[str]) -> None:
     if uris:
-        FileSystems.delete(uris)
+        with _storage("delete", uris[0]):
+            FileSystems.delete(uris)
 
 
 def is_temporary(uri: str) -> bool:
@@ -135,12 +242,19 @@ def is_temporary(uri: str) -> bool:
 
 
 @contextlib.contextmanager
-def _refused(uri: str) -> Iterator[None]:
-    """Names the file when storage is full, read-only or out of reach."""
+def _storage(action: str, uri: str) -> Iterator[None]:
+    """Names the file when a call to the storage fails. The clients' errors have no class in common."""
     try:
         yield
-    except (OSError, BeamIOError) as error:
-        raise CurateError(f"cannot write {uri}: {error}") from error
+    except CurateError:
+        raise
+    except Exception as error:
+        absent = isinstance(error, _ABSENT) or getattr(error, "code", None) in _ABSENT_STATUS
+        raise (UnavailableError if absent else CurateError)(f"cannot {action} {uri}: {error}") from error
+
+
+_ABSENT = (FileNotFoundError, PermissionError, IsADirectoryError)
+_ABSENT_STATUS = (403, 404)  # HTTP
 
 
 @contextlib.contextmanager
@@ -155,20 +269,21 @@ def publish(uri: str) -> Iterator[HashingWriter]:
     directory, name = FileSystems.split(uri)
     in_place = FileSystems.get_scheme(uri) in _OBJECT_STORES
     target = uri if in_place else join(directory, f"{_TEMPORARY}{uuid.uuid4().hex[:12]}.{name}")
-    with _refused(uri):
+    with _storage("write", uri):
         file = FileSystems.create(target, compression_type=CompressionTypes.UNCOMPRESSED)
     writer = HashingWriter(file, uri)
     try:
         yield writer
         writer.close()
         if not in_place:
-            with _refused(uri):
+            with _storage("write", uri):
                 FileSystems.rename([target], [uri])
     except BaseException:
         with contextlib.suppress(Exception):
-            writer.close()
-        with contextlib.suppress(Exception):
-            FileSystems.delete([target])
+            writer.abandon()
+        if not in_place:
+            with contextlib.suppress(Exception):
+                FileSystems.delete([target])
         raise
 
 

@@ -61,16 +61,20 @@ def finish(output_dir: str, manifest: dict[str, Any], overwrite: bool) -> None:
         ours = set(listed(manifest)) - set(listed(existing))
         files.delete([files.join(output_dir, path) for path in files.list_tree(output_dir) if path in ours])
     if existing is not None:
-        give_way(output_dir, overwrite)
+        check_replaceable(output_dir, overwrite)
     with files.publish(files.join(output_dir, NAME)) as file:
         file.write(encode(manifest))
-    keep = {NAME, *listed(manifest)}
-    stale = [path for path in files.list_tree(output_dir) if path not in keep and _is_left_over(path)]
+    clear(output_dir)
+
+
+def clear(output_dir: str) -> None:
+    """Removes what the manifest does not list, if there is one: what unfinished or replaced runs have left."""
+    existing = read(output_dir)
+    keep = {NAME, *listed(existing)} if existing is not None else set()
+    stale = [
+        path for path in files.list_tree(output_dir) if path not in keep and is_ours(path) and not _is_stored(path)
+    ]
     files.delete([files.join(output_dir, path) for path in stale])
-
-
-def _is_left_over(path: str) -> bool:
-    return files.is_temporary(path) or (is_ours(path) and not _is_stored(path))
 
 
 def _is_stored(path: str) -> bool:
@@ -99,8 +103,8 @@ def is_ours(path: str) -> bool:
     )
 
 
-def give_way(output_dir: str, overwrite: bool) -> None:
-    """Makes a finished dataset unfinished so that another can take its place.
+def check_replaceable(output_dir: str, overwrite: bool) -> None:
+    """Refuses to replace a finished dataset without being told to. It stays until the other is finished.
 
     Raises:
       CurateError: the flag that allows it was not given.
@@ -109,4 +113,3 @@ def give_way(output_dir: str, overwrite: bool) -> None:
         raise CurateError(
             f"{output_dir} holds another finished dataset; choose another --output_dir or give --overwrite"
         )
-    files.delete([files.join(output_dir, NAME)])

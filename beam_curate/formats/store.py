@@ -91,12 +91,15 @@ class EmbeddingStore:
             _logger.warning("%s is damaged; its tar is embedded again", uri)
             return None
         stated = json.loads((table.schema_arrow.metadata or {}).get(_ENTRY.encode(), b"null"))
-        if stated is None or SourceTar(stated["uri"], stated["size"], stated["modified"]) != tar:
+        if stated is None:
+            return None
+        images = stated.pop("images")
+        if SourceTar(**stated) != tar:
             return None
         entries: list[ImageRecord | Rejection | TarEnd] = [
             _entry(tar.uri, row) for batch in table.iter_batches() for row in batch.to_pylist()
         ]
-        return [*entries, TarEnd(tar, stated["images"], from_store=True)]
+        return [*entries, TarEnd(tar, images, from_store=True)]
 
     def publish(self, entries: Iterable[ImageRecord | Rejection], end: TarEnd) -> None:
         tar = {**asdict(end.tar), "images": end.images}

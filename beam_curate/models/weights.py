@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Iterator
 
 import torch
-from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -37,10 +36,7 @@ def local_copy(location: str) -> str:
         if not os.path.isfile(location):
             raise CurateError(f"there is no file {location}")
         return location
-    try:
-        found = files.find(location)
-    except BeamIOError as error:
-        raise CurateError(f"cannot read {location}: {error}") from error
+    found = files.find(location)
     if not found:
         raise CurateError(f"there is no file {location}")
     version = f"{location} {found[0].size_in_bytes} {found[0].last_updated_in_seconds}"

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import torch
 from outputs import Dataset, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tars import image_bytes, read_members, write_dataset, write_tar
+from tars import image_bytes, read_members, sample_members, write_dataset, write_tar
 
 from beam_curate import metrics, verify
 from beam_curate.__main__ import main
@@ -389,3 +391,29 @@ def test_pillows_own_limit_does_not_stand_in_the_way():
     assert error.value.reason == "too_many_pixels"
     ClipModelHandler("demo", max_image_pixels=200_000_000).load_model()
     assert read_header(buffer.getvalue(), 200_000_000).pixels == 190_000_000
+
+
+@pytest.mark.parametrize("how", ["changes", "disappears"])
+def test_a_tar_that_is_not_there_any_more_when_it_is_copied_fails_the_run_which_publishes_nothing(
+    tmp_path, capsys, how
+):
+    source = write_dataset(tmp_path / "in", tars=3, samples=20)
+    write_tar(tmp_path / "in" / "z.tar", [member for i in range(400) for member in sample_members(f"z{i}", seed=i)])
+    victim, output = tmp_path / "in" / "00001.tar", tmp_path / "out"
+
+    def spoil():
+        while not list(output.glob("_embeddings/*/00001*.parquet")):
+            time.sleep(0.001)
+        if how == "changes":
+            victim.write_bytes((tmp_path / "in" / "00002.tar").read_bytes())
+        else:
+            victim.unlink()
+
+    spoiler = threading.Thread(target=spoil, daemon=True)
+    spoiler.start()
+    assert main([f"--input={source}", f"--output_dir={output}", "--images_per_tar=4", *FLAGS]) == 1
+    spoiler.join()
+    said = capsys.readouterr().err
+    assert said.startswith(f"beam-curate: {victim} has changed since it was read")
+    assert len(said.splitlines()) == 1
+    assert all(name.startswith("_embeddings/") for name in tree(output))

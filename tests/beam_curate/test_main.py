@@ -127,6 +127,7 @@ def test_strict_finishes_the_accounting_and_exits_with_1(tmp_path, curate, capsy
         (["--input=i", "--output_dir=o", "--clip_model=demo", "--nsfw_head=nsfw_vit_b_32"], "--nsfw_head"),
         (["--input=i", "--output_dir=o", "--imges_per_tar=3"], "--imges_per_tar"),
         (["--input=i", "--output_dir=o", "stray"], "stray"),
+        (["--input=i", "--output_dir=o[1]"], "--output_dir"),
         (["--input=i", "--output_dir=o", "--direct_num_workers=many"], "--direct_num_workers"),
     ],
 )

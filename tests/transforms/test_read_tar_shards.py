@@ -54,7 +54,7 @@ def test_a_cut_tar_gives_its_samples_and_one_row_about_itself(tmp_path):
 def test_what_cannot_be_opened_or_is_no_tar_is_unreadable(tmp_path):
     missing = SourceTar(str(tmp_path / "gone.tar"), 0, 0.0)
     (tmp_path / "text.tar").write_bytes(b"hello" * 1000)
-    for tar, says in ((missing, "cannot open"), (source(str(tmp_path / "text.tar")), "not a tar")):
+    for tar, says in ((missing, "cannot read"), (source(str(tmp_path / "text.tar")), "not a tar")):
         row, end = read_entries(tar)
         assert (row.reason, row.index, row.source) == ("unreadable_tar", None, tar.uri)
         assert says in row.detail

@@ -154,6 +154,17 @@ def test_nothing_kept_is_a_valid_empty_dataset(tmp_path, write):
     assert verify.main([output]) == 0
 
 
+def test_sources_without_a_record_leave_no_gap(tmp_path, write):
+    write_tar(tmp_path / "in" / "0.tar", [])
+    write_tar(tmp_path / "in" / "1.tar", sample_members("a"))
+    write_tar(tmp_path / "in" / "2.tar", sample_members("dropped"))
+    write_tar(tmp_path / "in" / "3.tar", [("no image.txt", b"text")])
+    write_tar(tmp_path / "in" / "4.tar", sample_members("b", 1) + sample_members("c", 2))
+    output = write(str(tmp_path / "in"), images_per_tar=2, keep=lambda record: record.key != "dropped")
+    written = [[name for name, _ in read_members(f"{output}/{shard['tar']}")] for shard in manifest(output)["shards"]]
+    assert written == [["a.jpg", "a.json", "a.txt", "b.jpg", "b.json", "b.txt"], ["c.jpg", "c.json", "c.txt"]]
+
+
 def test_a_source_that_changes_before_it_is_copied_fails_the_run(tmp_path, write):
     path = write_tar(tmp_path / "in" / "x.tar", sample_members("a") + sample_members("b", 1, caption="before"))
 
