@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.runners.runner import PipelineState
 
 from beam_curate import destination, metrics, options
@@ -21,6 +22,15 @@ from beam_curate.records import ABOVE_NSFW_THRESHOLD, BELOW_AESTHETIC_THRESHOLD
 # A runner reports an error of a worker as text: a traceback, or several, with this line in it.
 _CURATE_ERROR = re.compile(
     r"beam_curate\.(?:errors|formats\.files)\.(\w+): (.+?)(?: \[while running |\\n|$)", re.MULTILINE
+)
+
+# An error that ends the run is shown once, at its end; the others count their retries and report on their processes.
+_LOUD = (
+    "apache_beam.runners.common",
+    "apache_beam.runners.worker",
+    "apache_beam.utils.retry",
+    "apache_beam.utils.subprocess_server",
+    "huggingface_hub",
 )
 
 _FIRST_FAILURES = 5
@@ -39,6 +49,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     from beam_curate import pipeline
 
     _set_up_logging(chosen.verbose)
+    FileSystems.set_options(chosen)
     models = pipeline.find_models(chosen)
     root = beam.Pipeline(options=chosen)
     pipeline.build(root, chosen, models)
@@ -73,8 +84,7 @@ def _set_up_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
     if not verbose:
-        # An error that ends the run is shown once, at its end; the hub's client counts its retries.
-        for name in ("apache_beam.runners.common", "apache_beam.runners.worker", "huggingface_hub"):
+        for name in _LOUD:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     # RunInference says so of every model wherever an optional dependency of its is missing.
     for handler in logging.getLogger().handlers:

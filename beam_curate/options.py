@@ -179,7 +179,7 @@ def parse(argv: Sequence[str]) -> CurateOptions:
             raise UsageError(
                 f"--{flag}: {getattr(known, flag)} has one of {GLOB_CHARACTERS} in it, which Beam takes for a glob"
             )
-    _check_beam_flags(rest)
+    check_beam_flags(rest)
     options = CurateOptions(list(argv))
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
@@ -187,10 +187,13 @@ def parse(argv: Sequence[str]) -> CurateOptions:
     return options
 
 
-def _check_beam_flags(arguments: list[str]) -> None:
+def check_beam_flags(arguments: list[str]) -> None:
     """Beam drops flags that it does not know; a misspelt one would go unnoticed.
 
     Runners other than the local ones may take flags that only their job server knows.
+
+    Raises:
+      UsageError: one is unknown.
     """
     parser = _Parser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
     for options in PipelineOptions.__subclasses__():

@@ -8,9 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from beam_curate.errors import CurateError
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam_curate.errors import CurateError, UsageError
 from beam_curate.formats import files, manifest, parquet
 from beam_curate.formats.tar import TarError, TarSample, iter_samples
+from beam_curate.options import check_beam_flags
 
 
 def faults(output_dir: str) -> Iterator[str]:
@@ -94,18 +98,28 @@ def _count_faults(output_dir: str, document: dict[str, Any], intact: set[str]) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints one line for each fault. Returns 0 if there is none, else 1."""
+    """Prints one line for each fault. Returns 0 if there is none, 1 if there is, 2 on wrong usage."""
     parser = argparse.ArgumentParser(
-        prog="python -m beam_curate.verify", description="Checks that a dataset is complete and unharmed."
+        prog="python -m beam_curate.verify",
+        description="Checks that a dataset is complete and unharmed. Takes Beam's flags for storage too.",
     )
     parser.add_argument("output_dir", help="a directory on any Beam file system")
-    output_dir = parser.parse_args(argv).output_dir
+    known, rest = parser.parse_known_args(argv)
     found = 0
-    for fault in faults(output_dir):
-        print(fault)
-        found += 1
+    try:
+        check_beam_flags(rest)
+        FileSystems.set_options(PipelineOptions(rest))
+        for fault in faults(known.output_dir):
+            print(fault)
+            found += 1
+    except UsageError as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 2
+    except CurateError as error:
+        print(error)
+        return 1
     if not found:
-        print(f"{output_dir}: every file is as the manifest says")
+        print(f"{known.output_dir}: every file is as the manifest says")
     return 1 if found else 0
 
 

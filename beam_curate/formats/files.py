@@ -137,9 +137,9 @@ class HashingWriter:
     def close(self) -> None:
         if not self.closed:
             self._pass_on()
-            self.closed = True
             with _storage("write", self._uri):
                 self._file.close()
+            self.closed = True
 
     def abandon(self) -> None:
         """Closes the file so that on an object store nothing appears."""
@@ -151,7 +151,7 @@ class HashingWriter:
             return
         uploader = getattr(getattr(self._file, "raw", None), "_uploader", None)
         if uploader is not None:  # Beam's writer for S3, which completes an upload only if it met no error
-            uploader.last_error = CurateError(f"abandoned {self._uri}")
+            uploader.last_error, uploader.buffer = CurateError(f"abandoned {self._uri}"), b""
         self._file.close()
 
     def readable(self) -> bool:
