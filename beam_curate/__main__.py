@@ -37,8 +37,11 @@ _FIRST_FAILURES = 5
 _WHILE_RUNNING = re.compile(r" \[while running .*$", re.DOTALL)
 
 
-def run(argv: Sequence[str]) -> dict[str, Any]:
-    """Runs the pipeline that a command line describes, and returns the manifest of what it wrote.
+def run(argv: Sequence[str]) -> dict[str, Any] | None:
+    """Runs the pipeline that a command line describes.
+
+    Returns:
+      The manifest of what it wrote; None where the job was only built, for a template or with ``--dry_run``.
 
     Raises:
       UsageError: the command line is wrong.
@@ -53,6 +56,10 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     models = pipeline.find_models(chosen)
     root = beam.Pipeline(options=chosen)
     pipeline.build(root, chosen, models)
+    if options.is_dry_run(chosen):
+        root.run()
+        print("the job was built; nothing was run")
+        return None
     started = time.monotonic()
     with ExitStack() as held:
         held.enter_context(destination.claimed(chosen.output_dir))
@@ -69,6 +76,9 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
                 # Shards that are written already would belong to no dataset.
                 manifest.clear(chosen.output_dir)
             raise
+    if options.template_location(chosen):
+        print(f"the job was written to {options.template_location(chosen)}; nothing was run")
+        return None
     if state not in (None, PipelineState.DONE):
         raise CurateError(f"the runner reports {state}")
     document = manifest.read(chosen.output_dir)

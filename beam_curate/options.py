@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+    TestOptions,
+    _BeamArgumentParser,
+)
 
 from beam_curate.errors import UsageError
 from beam_curate.formats.files import GLOB_CHARACTERS
@@ -16,6 +23,7 @@ from beam_curate.records import MEMBER_NAMES
 
 # Runs in this process, needs no download, and does the same on every machine.
 DEFAULT_RUNNER = "FnApiRunner"
+DATAFLOW_RUNNER = "DataflowRunner"
 _LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "PrismRunner")
 
 
@@ -40,6 +48,26 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def _like(pattern: str, form: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form {form}")
+        return text
+
+    return parse
+
+
+# As in the documentation of Dataflow's right fitting; what follows type and count is passed on as it is.
+_ACCELERATOR = _like(r"type:[a-z0-9-]+;count:[1-9][0-9]*(;[a-z0-9_:.-]+)*", "type:NAME;count:N, with more after a ;")
+_MEMORY = _like(r"[0-9]+(\.[0-9]+)?([KMGT]i?)?B", "24GB")
 
 
 class CurateOptions(PipelineOptions):
@@ -78,9 +106,7 @@ class CurateOptions(PipelineOptions):
             help="the embedding store; none turns it off (default: {output_dir}/_embeddings)",
         )
         group.add_argument("--limit", type=count, metavar="N", help="read only the first N source tars, in order")
-        group.add_argument(
-            "--overwrite", action="store_true", help="replace a finished, different dataset in --output_dir"
-        )
+        _add_switch(group, "overwrite", False, "replace a finished, different dataset in --output_dir")
         group = parser.add_argument_group("model")
         group.add_argument(
             "--clip_model",
@@ -140,15 +166,38 @@ class CurateOptions(PipelineOptions):
             metavar="X",
             help="keep images with NSFW score < X (default: 0.5)",
         )
+        group = parser.add_argument_group("workers, on runners that give out machines by hints, such as Dataflow")
+        group.add_argument(
+            "--accelerator",
+            type=_ACCELERATOR,
+            metavar="HINT",
+            help="the GPU of the workers that embed, for example type:nvidia-l4;count:1;install-nvidia-driver",
+        )
+        group.add_argument(
+            "--min_ram",
+            type=_MEMORY,
+            metavar="SIZE",
+            help="the least memory of the workers that embed, for example 24GB",
+        )
         group = parser.add_argument_group("behaviour")
-        group.add_argument("--strict", action="store_true", help="exit with 1 if any tar or image could not be read")
-        group.add_argument("--verbose", action="store_true", help="debug logging")
+        _add_switch(group, "strict", False, "exit with 1 if any tar or image could not be read")
+        _add_switch(group, "verbose", False, "debug logging")
 
 
 def _add_switch(group: Any, name: str, default: bool, text: str) -> None:
+    """``--name``; with ``default``, ``--noname`` too. Templates say ``--name=true`` and ``--name=false``."""
     switch = group.add_mutually_exclusive_group()
-    switch.add_argument(f"--{name}", dest=name, action="store_true", default=default, help=f"{text} (default: on)")
-    switch.add_argument(f"--no{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
+    switch.add_argument(
+        f"--{name}",
+        nargs="?",
+        const=True,
+        type=_boolean,
+        metavar="true|false",
+        default=default,
+        help=text + (" (default: on)" if default else ""),
+    )
+    if default:
+        switch.add_argument(f"--no{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
 
 
 class _Parser(_BeamArgumentParser):
@@ -184,7 +233,29 @@ def parse(argv: Sequence[str]) -> CurateOptions:
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = DEFAULT_RUNNER
+    if (is_dry_run(options) or template_location(options)) and not runs_on_dataflow(options):
+        raise UsageError(f"--dry_run and --template_location need --runner={DATAFLOW_RUNNER}; others would run the job")
     return options
+
+
+def runs_on_dataflow(options: PipelineOptions) -> bool:
+    return _runner_name(options.view_as(StandardOptions).runner) == DATAFLOW_RUNNER
+
+
+def is_dry_run(options: PipelineOptions) -> bool:
+    """Whether the job is to be built, to see that it can be, and not to be submitted."""
+    return bool(options.view_as(TestOptions).dry_run)
+
+
+def template_location(options: PipelineOptions) -> str | None:
+    """Where the job is to be written instead of being submitted; a template's launcher asks for it."""
+    location: str | None = options.view_as(GoogleCloudOptions).template_location
+    return location
+
+
+def _runner_name(runner: str | None) -> str:
+    """The class name of a runner, which may be given by its whole path."""
+    return (runner or DEFAULT_RUNNER).rpartition(".")[2]
 
 
 def check_beam_flags(arguments: list[str]) -> None:
@@ -200,7 +271,7 @@ def check_beam_flags(arguments: list[str]) -> None:
         options._add_argparse_args(parser)
     known, unknown = parser.parse_known_args(arguments)
     ours = [action.option_strings[0] for action in parser._actions if action.option_strings]
-    runner = (known.runner or DEFAULT_RUNNER).rpartition(".")[2]
+    runner = _runner_name(known.runner)
     for argument in unknown:
         name = argument.partition("=")[0]
         close = difflib.get_close_matches(name, ours, 1, 0.8)

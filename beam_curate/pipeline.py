@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
+from apache_beam.pvalue import PCollection
 
 import beam_curate
 from beam_curate.errors import CurateError, UsageError
@@ -13,7 +15,8 @@ from beam_curate.formats.manifest import EMBEDDINGS_DIR, Provenance
 from beam_curate.formats.store import EmbeddingStore, Encoder, find_encoders
 from beam_curate.models.clip import ClipModelHandler
 from beam_curate.models.heads import AESTHETIC, NSFW, HeadSpec, find_head
-from beam_curate.options import CurateOptions
+from beam_curate.options import CurateOptions, runs_on_dataflow
+from beam_curate.records import SourceTar
 from transforms import (
     EmbedImages,
     FilterAesthetic,
@@ -48,7 +51,7 @@ def find_models(options: CurateOptions) -> Models:
     handler = ClipModelHandler(
         options.clip_model,
         options.clip_pretrained,
-        device=options.device,
+        device=choose_device(options),
         precision=options.precision,
         batch_size=options.inference_batch_size,
         max_image_pixels=options.max_image_pixels,
@@ -107,13 +110,11 @@ def _adopt(handler: ClipModelHandler, stored: list[Encoder], free: bool) -> Enco
 
 def build(root: beam.Pipeline, options: CurateOptions, models: Models) -> None:
     """Adds the whole chain to a pipeline."""
-    records, rejects, tars = (
+    kept, rejects, tars = (
         root
         | "MatchTarShards" >> MatchTarShards(options.input, options.limit)
-        | "ReadTarShards" >> ReadTarShards(models.store)
-        | "EmbedImages" >> EmbedImages(models.handler, models.store, with_rejects=True)
+        | "ReadEmbedScore" >> ReadEmbedScore(models).with_resource_hints(**find_hints(options))
     )
-    kept = records | "ScoreEmbeddings" >> ScoreEmbeddings(models.aesthetic, models.nsfw)
     dropped = [rejects]
     if models.aesthetic is not None:
         kept, below = kept | "FilterAesthetic" >> FilterAesthetic(options.aesthetic_threshold, with_rejects=True)
@@ -137,6 +138,39 @@ def build(root: beam.Pipeline, options: CurateOptions, models: Models) -> None:
         rejects=rejected,
         tars=tars,
     )
+
+
+class ReadEmbedScore(beam.PTransform[PCollection[SourceTar], Any]):
+    """From tars to scored records. Runners fuse it into one stage: it alone passes image bytes from step to step.
+
+    So this is what resource hints are for: its steps share them, and the rest of the job goes to plain workers.
+    """
+
+    def __init__(self, models: Models):
+        super().__init__()
+        self._models = models
+
+    def expand(self, tars: PCollection[SourceTar]) -> tuple[PCollection[Any], PCollection[Any], PCollection[Any]]:
+        models = self._models
+        records, rejects, ends = (
+            tars
+            | "ReadTarShards" >> ReadTarShards(models.store)
+            | "EmbedImages" >> EmbedImages(models.handler, models.store, with_rejects=True)
+        )
+        return records | "ScoreEmbeddings" >> ScoreEmbeddings(models.aesthetic, models.nsfw), rejects, ends
+
+
+def find_hints(options: CurateOptions) -> dict[str, str]:
+    """The resource hints that were asked for. Runners that know none ignore them."""
+    return {name: value for name in ("accelerator", "min_ram") if (value := getattr(options, name))}
+
+
+def choose_device(options: CurateOptions) -> str:
+    """``--device``, where ``auto`` follows the machines that will embed: Dataflow's, or else this one."""
+    if options.device == "auto" and options.accelerator and runs_on_dataflow(options):
+        return "cuda"
+    device: str = options.device
+    return device
 
 
 def describe(options: CurateOptions, models: Models) -> Provenance:

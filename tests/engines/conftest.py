@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from engines import go_program
+from buckets import BUCKET, upload
+from engines import FaultyProxy, free_port, go_program, server
+from google.cloud import storage
 from outputs import Dataset, tree
 from tars import sample_members, write_tar
 
@@ -62,3 +66,25 @@ def expected(source, curate, tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def prism() -> str:
     return go_program("prism")
+
+
+@pytest.fixture(scope="module")
+def gcs(tmp_path_factory):
+    """A storage server behind a proxy that can spoil answers, with a bucket. Gives the proxy and the server's log."""
+    port, behind = free_port(), free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [go_program("fake-gcs-server"), "-scheme=http", "-host=127.0.0.1", f"-port={behind}", "-backend=memory"]
+    command += [f"-external-url={address}", f"-public-host=127.0.0.1:{port}"]
+    patch = pytest.MonkeyPatch()
+    patch.setenv("STORAGE_EMULATOR_HOST", address)
+    patch.setenv("BEAM_CURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    log = tmp_path_factory.mktemp("gcs") / "log"
+    with server(command, behind, log), FaultyProxy(port, behind) as proxy:
+        storage.Client.create_anonymous_client().create_bucket(BUCKET, project="test")
+        yield proxy, log
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def tars(gcs, source) -> str:
+    return upload(sorted(Path(source).glob("*.tar")), "in")

@@ -9,33 +9,15 @@ import os
 from pathlib import Path
 
 import pytest
-from engines import FaultyProxy, free_port, go_program, requests_in, server
-from google.cloud import storage
+from buckets import BUCKET, bucket, objects, upload
+from engines import requests_in
 from outputs import tree
 from tars import sample_members, write_tar
 
 from beam_curate import verify
 from beam_curate.models import heads
 
-BUCKET = "bucket"
 RANGE = 16 << 20  # bytes that Beam asks for at once
-
-
-@pytest.fixture(scope="module")
-def gcs(tmp_path_factory):
-    """A storage server behind a proxy that can spoil answers, with a bucket. Gives the proxy and the server's log."""
-    port, behind = free_port(), free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [go_program("fake-gcs-server"), "-scheme=http", "-host=127.0.0.1", f"-port={behind}", "-backend=memory"]
-    command += [f"-external-url={address}", f"-public-host=127.0.0.1:{port}"]
-    patch = pytest.MonkeyPatch()
-    patch.setenv("STORAGE_EMULATOR_HOST", address)
-    patch.setenv("BEAM_CURATE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    log = tmp_path_factory.mktemp("gcs") / "log"
-    with server(command, behind, log), FaultyProxy(port, behind) as proxy:
-        storage.Client.create_anonymous_client().create_bucket(BUCKET, project="test")
-        yield proxy, log
-    patch.undo()
 
 
 @pytest.fixture
@@ -44,27 +26,6 @@ def steady(gcs):
     yield proxy
     proxy.spoil = lambda method, path: None
     proxy.spoiled.clear()
-
-
-def bucket() -> storage.Bucket:
-    return storage.Client.create_anonymous_client().bucket(BUCKET)
-
-
-def upload(paths, prefix: str) -> str:
-    for path in paths:
-        bucket().blob(f"{prefix}/{os.path.basename(path)}").upload_from_filename(str(path))
-    return f"gs://{BUCKET}/{prefix}"
-
-
-@pytest.fixture(scope="module")
-def tars(gcs, source) -> str:
-    return upload(sorted(Path(source).glob("*.tar")), "in")
-
-
-def objects(prefix: str) -> dict[str, str]:
-    """SHA-256 of every object below a prefix, by name."""
-    blobs = bucket().list_blobs(prefix=prefix + "/")
-    return {blob.name[len(prefix) + 1 :]: hashlib.sha256(blob.download_as_bytes()).hexdigest() for blob in blobs}
 
 
 @pytest.fixture(scope="module")
