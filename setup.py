@@ -36,12 +36,16 @@ setup(
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
         "dali-cuda12": ["nvidia-dali-cuda120>=1.40; sys_platform == 'linux'"],
+        "aws": ["apache-beam[aws]"],
         "test": [
             "pytest>=8",
             "atheris>=3; python_version >= '3.11' and sys_platform == 'linux'",
             "hypothesis>=6.100",
             "datasets>=3",
             "pandas>=2",
+            "moto[s3]>=5",
+            "flask>=3",
+            "flask-cors>=6",
             "ruff>=0.6",
             "mypy>=1.11",
         ],

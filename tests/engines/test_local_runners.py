@@ -26,11 +26,16 @@ def test_on_prism_too(source, expected, curate, tmp_path, prism):
     assert tree(tmp_path) == expected
 
 
-def test_direct_runner_is_prism_where_there_is_one(source, expected, curate, tmp_path, prism, caplog):
-    with caplog.at_level(logging.INFO, "apache_beam.runners.direct.direct_runner"):
+def test_direct_runner_is_prism_where_there_is_one(source, expected, curate, tmp_path, prism):
+    messages: list[str] = []
+    logger = logging.getLogger("apache_beam.runners.direct.direct_runner")
+    logger.addFilter(hear := lambda record: messages.append(record.getMessage()) or True)
+    try:
         curate(source, tmp_path, "--runner=DirectRunner", f"--prism_location={prism}", "--verbose")
-    assert "Running pipeline with PrismRunner." in caplog.messages
-    assert not any("falling back" in message for message in caplog.messages)
+    finally:
+        logger.removeFilter(hear)
+    assert "Running pipeline with PrismRunner." in messages
+    assert not any("falling back" in message for message in messages)
     assert tree(tmp_path) == expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from engines import FaultyProxy, free_port, server
 from outputs import tree
 
 from beam_curate import verify
+from beam_curate.models import heads
 
 BUCKET = "bucket"
 
@@ -92,3 +94,36 @@ def test_an_upload_that_is_refused_publishes_nothing_of_it_and_the_next_run_cont
     assert left.items() <= undisturbed.items()
     curate(tars, f"s3://{BUCKET}/refused", endpoint(s3))
     assert objects(s3, "refused") == undisturbed
+
+
+def test_heads_are_read_from_the_bucket(s3, tars, curate):
+    demo = Path(heads.__file__).parent / "demo"
+    for kind in ("aesthetic", "nsfw"):
+        client(s3.server_port).upload_file(str(demo / f"{kind}.safetensors"), BUCKET, f"weights/{kind}.safetensors")
+    named = [f"--{kind}_head=s3://{BUCKET}/weights/{kind}.safetensors" for kind in ("aesthetic", "nsfw")]
+    curate(tars, f"s3://{BUCKET}/with-heads", endpoint(s3), "--limit=1", *named)
+    curate(tars, f"s3://{BUCKET}/without-heads", endpoint(s3), "--limit=1")
+    tars_of = {
+        prefix: sorted(digest for name, digest in objects(s3, prefix).items() if name.endswith(".tar"))
+        for prefix in ("with-heads", "without-heads")
+    }
+    assert tars_of["with-heads"] == tars_of["without-heads"] != []
+
+
+@pytest.mark.parametrize("fault", [429, 503, "cut"])
+def test_faults_on_the_way_are_tried_again_and_leave_no_trace(s3, tars, curate, fault):
+    curate(tars, f"s3://{BUCKET}/steady-{fault}", endpoint(s3), "--limit=2")
+    s3.spoiled.clear()
+    turns = itertools.count(1)
+
+    def spoil(method: str, path: str) -> int | str | None:
+        if fault != "cut":
+            return fault if next(turns) % 8 == 0 else None
+        downloads = method == "GET" and ".tar" in path  # only these have a body worth cutting
+        return fault if downloads and next(turns) % 2 == 0 else None
+
+    s3.spoil = spoil
+    curate(tars, f"s3://{BUCKET}/faults-{fault}", endpoint(s3), "--limit=2")
+    s3.spoil = lambda method, path: None
+    assert s3.spoiled[fault] >= 1
+    assert objects(s3, f"faults-{fault}") == objects(s3, f"steady-{fault}") != {}
