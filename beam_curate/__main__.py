@@ -116,7 +116,8 @@ def summary(document: dict[str, Any], counted: dict[str, int], output_dir: str, 
         f"{embedded} images embedded, {stored} from the embedding store; {images['read'] / seconds:.0f} images/s"
     )
     if document["shards"] and not counted.get(metrics.SHARDS_WRITTEN):
-        lines.append("this dataset was there already; nothing was written")
+        written = f"{count} sidecars were" if (count := counted.get(metrics.SIDECARS_WRITTEN, 0)) else "nothing was"
+        lines.append(f"this dataset was there already; {written} written")
     return "\n".join(lines)
 
 

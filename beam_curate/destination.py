@@ -18,7 +18,7 @@ def check(output_dir: str) -> None:
     Raises:
       UsageError: it does; names one of them.
     """
-    strange = [path for path in files.list_tree(output_dir) if not manifest.is_ours(path)]
+    strange = [path for path in files.list_tree(output_dir) if not manifest.is_ours(output_dir, path)]
     if strange:
         raise UsageError(
             f"--output_dir: {output_dir} holds files that are not a dataset's ({strange[0]}); choose an empty directory"

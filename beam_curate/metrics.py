@@ -13,6 +13,7 @@ IMAGES_FROM_STORE = "images_from_store"
 IMAGES_WRITTEN = "images_written"
 SHARDS_WRITTEN = "shards_written"
 SHARDS_REUSED = "shards_reused"
+SIDECARS_WRITTEN = "sidecars_written"
 MODEL_LOADS = "model_loads"
 _REJECTED_PREFIX = "images_rejected_"
 

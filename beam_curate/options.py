@@ -19,6 +19,7 @@ from apache_beam.options.pipeline_options import (
 
 from beam_curate.errors import UsageError
 from beam_curate.formats.files import GLOB_CHARACTERS
+from beam_curate.formats.manifest import SIDECARS, choose_sidecars
 from beam_curate.records import MEMBER_NAMES
 
 # Runs in this process, needs no download, and does the same on every machine.
@@ -70,6 +71,14 @@ _ACCELERATOR = _like(r"type:[a-z0-9-]+;count:[1-9][0-9]*(;[a-z0-9_:.-]+)*", "typ
 _MEMORY = _like(r"[0-9]+(\.[0-9]+)?([KMGT]i?)?B", "24GB")
 
 
+def _sidecars(text: str) -> str:
+    names = [] if text == "none" else [name.strip() for name in text.split(",")]
+    try:
+        return ",".join(choose_sidecars(names)) or "none"
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 class CurateOptions(PipelineOptions):
     """The flags of ``python -m beam_curate``, beside Beam's own."""
 
@@ -104,6 +113,13 @@ class CurateOptions(PipelineOptions):
             "--embeddings_dir",
             metavar="DIR",
             help="the embedding store; none turns it off (default: {output_dir}/_embeddings)",
+        )
+        group.add_argument(
+            "--sidecars",
+            type=_sidecars,
+            default="none",
+            metavar="NAMES",
+            help=f"files beside the shards for particular loaders, of {', '.join(SIDECARS)} (default: none)",
         )
         group.add_argument("--limit", type=count, metavar="N", help="read only the first N source tars, in order")
         _add_switch(group, "overwrite", False, "replace a finished, different dataset in --output_dir")

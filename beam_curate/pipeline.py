@@ -137,6 +137,7 @@ def build(root: beam.Pipeline, options: CurateOptions, models: Models) -> None:
         provenance=describe(options, models),
         rejects=rejected,
         tars=tars,
+        sidecars=[] if options.sidecars == "none" else options.sidecars.split(","),
     )
 
 

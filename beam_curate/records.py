@@ -135,8 +135,20 @@ TarEntry = Sample | ImageRecord | Rejection | TarEnd
 
 
 @dataclass(frozen=True)
+class WrittenSidecar:
+    """One published sidecar. ``file`` is relative to the output directory, ``sha256`` in hex."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class WrittenShard:
-    """One published output shard. File names are relative to the output directory, digests are hex SHA-256."""
+    """One published output shard. File names are relative to the output directory, digests are hex SHA-256.
+
+    ``sidecars`` are those that belong to this shard alone.
+    """
 
     index: int
     tar: str
@@ -146,6 +158,7 @@ class WrittenShard:
     tar_sha256: str
     parquet_bytes: int
     parquet_sha256: str
+    sidecars: tuple[WrittenSidecar, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_curate.errors import CurateError, UsageError
-from beam_curate.formats import files, manifest, parquet
+from beam_curate.formats import files, manifest, parquet, sidecars
 from beam_curate.formats.tar import TarError, TarSample, iter_samples
 from beam_curate.options import check_beam_flags
 
@@ -48,7 +48,27 @@ def faults(output_dir: str) -> Iterator[str]:
     for shard in document["shards"]:
         if {shard["tar"], shard["parquet"]} <= intact:
             yield from _shard_faults(output_dir, shard, ids)
+    yield from _sidecar_faults(output_dir, document, intact)
     yield from _count_faults(output_dir, document, intact)
+
+
+def _sidecar_faults(output_dir: str, document: dict[str, Any], intact: set[str]) -> Iterator[str]:
+    """Every sidecar must be what the shards and the manifest give."""
+    listed = {sidecar["file"] for sidecar in document.get("sidecars", [])}
+    if not listed or not {shard[kind] for shard in document["shards"] for kind in ("tar", "parquet")} <= intact:
+        return
+    names = [name for name, sidecar in manifest.OF_DATASET.items() if sidecar.file in listed]
+    of_dataset = sidecars.compose(names, document, output_dir)
+    indices = {sidecars.index_name(shard["tar"]): shard["tar"] for shard in document["shards"]}
+    for path in sorted(listed - of_dataset.keys() - indices.keys()):
+        yield f"{path} is listed as a sidecar, but is none"
+    if listed & indices.keys():
+        for path in sorted(indices.keys() - listed):
+            yield f"{path} is not in the manifest, as other indices are"
+    for path in sorted(listed & intact & (of_dataset.keys() | indices.keys())):
+        expected = of_dataset.get(path) or sidecars.index_tar(files.join(output_dir, indices[path]))
+        if files.read_bytes(files.join(output_dir, path)) != expected:
+            yield f"{path} does not describe these shards"
 
 
 def _shard_faults(output_dir: str, shard: dict[str, Any], ids: set[str]) -> Iterator[str]:

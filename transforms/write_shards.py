@@ -7,7 +7,7 @@ import json
 import logging
 import struct
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO, NamedTuple
@@ -19,9 +19,10 @@ from apache_beam.pvalue import AsIter, AsSingleton, PCollection, TaggedOutput
 from beam_curate import metrics
 from beam_curate.errors import CurateError, SourceChangedError
 from beam_curate.formats import files, manifest, parquet
-from beam_curate.formats.manifest import Provenance
-from beam_curate.formats.tar import TarError, TarShardWriter, copy_sample, member_name
-from beam_curate.records import MEMBER_NAMES, ImageRecord, TarEnd, WrittenRejects, WrittenShard
+from beam_curate.formats.manifest import DALI, Provenance, choose_sidecars
+from beam_curate.formats.sidecars import compose, dali_index, index_name, index_tar
+from beam_curate.formats.tar import Member, TarError, TarShardWriter, copy_sample, member_name
+from beam_curate.records import MEMBER_NAMES, ImageRecord, TarEnd, WrittenRejects, WrittenShard, WrittenSidecar
 from transforms.rank_globally import Order, Ranked, RankGlobally
 from transforms.unique_image_ids import UniqueImageIds
 
@@ -74,9 +75,11 @@ class WriteShards(beam.PTransform[PCollection[ImageRecord], WriteShardsResult]):
       provenance: what goes into the manifest and the Parquet metadata.
       rejects: what ``WriteRejects`` gave, for the manifest.
       tars: the tars that were read, for the manifest and for the check that nothing was lost.
+      sidecars: which of ``beam_curate.formats.manifest.SIDECARS`` to write beside the shards. They are no part of a
+        dataset's identity: asking for others replaces those of a finished dataset, and nothing else.
 
     Raises:
-      ValueError: ``images_per_tar`` below 1, or unknown ``member_names``.
+      ValueError: ``images_per_tar`` below 1, unknown ``member_names`` or unknown ``sidecars``.
       CurateError: at run time, where the counts do not add up, a source has changed since it was read, or
       ``output_dir``
         holds another finished dataset.
@@ -96,6 +99,7 @@ class WriteShards(beam.PTransform[PCollection[ImageRecord], WriteShardsResult]):
         provenance: Provenance | None = None,
         rejects: PCollection[WrittenRejects] | None = None,
         tars: PCollection[TarEnd] | None = None,
+        sidecars: Collection[str] = (),
     ):
         super().__init__()
         if images_per_tar < 1:
@@ -112,6 +116,7 @@ class WriteShards(beam.PTransform[PCollection[ImageRecord], WriteShardsResult]):
             overwrite,
             None if deterministic_name else uuid.uuid4().hex[:12],
             provenance or Provenance(),
+            choose_sidecars(sidecars),
         )
         self._rejects = rejects
         self._tars = tars
@@ -155,6 +160,7 @@ class _Settings:
     overwrite: bool
     random_token: str | None
     provenance: Provenance
+    sidecars: tuple[str, ...] = ()
 
 
 def content(record: ImageRecord) -> bytes:
@@ -211,7 +217,7 @@ class _WriteShard(beam.DoFn):
         ranked: list[tuple[int, ImageRecord]] = sorted(grouped["records"], key=lambda pair: pair[0])
         ranked = rename(ranked, dict(grouped["names"]))
         if plan.finished:
-            yield _finished_shard(self._settings, index)
+            yield finished_shard(self._settings, index)
             return
         shard = find_shard(self._settings, plan, index, ranked)
         if shard is not None:
@@ -226,11 +232,28 @@ class _WriteShard(beam.DoFn):
             yield TaggedOutput(RECORDS, record)
 
 
-def _finished_shard(settings: _Settings, index: int) -> WrittenShard:
+def finished_shard(settings: _Settings, index: int) -> WrittenShard:
+    """A shard of the finished dataset, as the manifest lists it; an index that it does not list is written."""
     document = manifest.read(settings.output_dir)
     if document is None:
         raise CurateError(f"{settings.output_dir}: the manifest disappeared during the run")
-    return WrittenShard(index, **document["shards"][index])
+    shard = WrittenShard(index, **document["shards"][index])
+    if DALI not in settings.sidecars:
+        return shard
+    name = index_name(shard.tar)
+    facts = manifest.listed(document).get(name)
+    known = WrittenSidecar(name, *facts) if facts is not None else publish_index(settings, shard.tar)
+    return replace(shard, sidecars=(known,))
+
+
+def publish_index(settings: _Settings, tar: str, members: Iterable[Member] | None = None) -> WrittenSidecar:
+    """Publishes a tar's DALI index, made from the tar where its ``members`` are not at hand."""
+    name = index_name(tar)
+    data = index_tar(files.join(settings.output_dir, tar)) if members is None else dali_index(members)
+    with files.publish(files.join(settings.output_dir, name)) as file:
+        file.write(data)
+    metrics.counter(metrics.SIDECARS_WRITTEN).inc()
+    return WrittenSidecar(name, file.size, file.sha256)
 
 
 def rename(ranked: list[tuple[int, ImageRecord]], names: Mapping[int, str]) -> list[tuple[int, ImageRecord]]:
@@ -275,14 +298,15 @@ def find_shard(
     if table.metadata.num_rows != len(ranked):
         return None
     size, sha256 = files.measure(parquet_uri)
-    shard = WrittenShard(index, tar, parquet_name, len(ranked), tar_size, tar_sha256, size, sha256)
+    beside = (publish_index(settings, tar),) if DALI in settings.sidecars else ()
+    shard = WrittenShard(index, tar, parquet_name, len(ranked), tar_size, tar_sha256, size, sha256, beside)
     return shard, [_named(settings, tar, rank, record)[1] for rank, record in ranked]
 
 
 def write_shard(
     settings: _Settings, plan: Plan, index: int, ranked: list[tuple[int, ImageRecord]]
 ) -> tuple[WrittenShard, list[ImageRecord]]:
-    """Publishes one shard's tar, then its Parquet.
+    """Publishes one shard's tar, then its Parquet, then its index if asked for.
 
     Args:
       settings, plan: of the whole dataset.
@@ -308,6 +332,7 @@ def write_shard(
                 records.append(replace(named, image=image))
             writer.close()
         rows.note({_TAR_SHA256: tar_file.sha256})
+    beside = (publish_index(settings, tar, writer.members),) if DALI in settings.sidecars else ()
     shard = WrittenShard(
         index,
         tar,
@@ -317,6 +342,7 @@ def write_shard(
         tar_file.sha256,
         parquet_file.size,
         parquet_file.sha256,
+        beside,
     )
     return shard, records
 
@@ -430,11 +456,20 @@ class _Finish(beam.DoFn):
         rejects: Iterable[WrittenRejects],
         tars: tuple[int, int],
     ) -> Iterator[dict[str, Any]]:
-        document = compose_manifest(
-            self._settings, plan, list(shards), list(rejects), tars if self._knows_tars else None
-        )
-        manifest.finish(self._settings.output_dir, document, self._settings.overwrite)
+        settings, shards = self._settings, list(shards)
+        document = compose_manifest(settings, plan, shards, list(rejects), tars if self._knows_tars else None)
+        of_dataset = compose(settings.sidecars, document, settings.output_dir)
+        beside = [*_facts(of_dataset), *(sidecar for shard in shards for sidecar in shard.sidecars)]
+        if beside:
+            document["sidecars"] = [asdict(sidecar) for sidecar in sorted(beside, key=lambda sidecar: sidecar.file)]
+        published = manifest.finish(settings.output_dir, document, settings.overwrite, of_dataset)
+        metrics.counter(metrics.SIDECARS_WRITTEN).inc(published)
         yield document
+
+
+def _facts(of_dataset: Mapping[str, bytes]) -> Iterator[WrittenSidecar]:
+    for name, data in of_dataset.items():
+        yield WrittenSidecar(name, len(data), hashlib.sha256(data).hexdigest())
 
 
 def compose_manifest(
@@ -480,7 +515,10 @@ def compose_manifest(
         "tars": {"read": tars_read, "rejected": sum(part.tars for part in rejects)},
         "images": {"read": read, "written": written, "rejected": reasons},
         "hash": plan.hash,
-        "shards": [{name: value for name, value in asdict(shard).items() if name != "index"} for shard in shards],
+        "shards": [
+            {name: value for name, value in asdict(shard).items() if name not in ("index", "sidecars")}
+            for shard in shards
+        ],
         "rejects": [
             {"parquet": part.parquet, "rows": part.rows, "parquet_bytes": part.bytes, "parquet_sha256": part.sha256}
             for part in rejects

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,29 @@ NAME = "_manifest.json"
 REJECTS_DIR = "_rejects"
 EMBEDDINGS_DIR = "_embeddings"
 FORMAT_VERSION = 1
-_SHARD_NAME = re.compile(r"images-[0-9a-f]{12}-[0-9]{6,}\.(tar|parquet)")
+_SHARD_NAME = re.compile(r"images-[0-9a-f]{12}-[0-9]{6,}\.(tar|parquet|idx)")
 _REJECTS_NAME = re.compile(REJECTS_DIR + r"/rejects-[0-9a-f]{12}-[0-9]{6,}\.parquet")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A file that describes the whole dataset to its loaders.
+
+    ``opening`` is how it can begin: others write files of such names too, and theirs are not to be touched.
+    """
+
+    file: str
+    opening: tuple[bytes, ...]
+
+
+CARD_OPENING = "---\n# Written by beam-curate"
+WIDS = Sidecar("shardindex.json", (b'{\n "__kind__": "wids-shard-index-v1",\n "name": "images-',))
+SIZES = Sidecar("sizes.json", (b'{\n "images-', b"{}\n"))
+CARD = Sidecar("README.md", (CARD_OPENING.encode(),))
+OF_DATASET = {"wids": WIDS, "sizes": SIZES, "card": CARD}
+# A DALI index belongs to one shard, and has its name.
+DALI = "dali"
+SIDECARS = ("wids", "sizes", DALI, "card")
 
 
 @dataclass(frozen=True)
@@ -46,25 +68,45 @@ def encode(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def finish(output_dir: str, manifest: dict[str, Any], overwrite: bool) -> None:
-    """Publishes the manifest, then removes what earlier, unfinished or replaced runs have left.
+def finish(
+    output_dir: str, manifest: dict[str, Any], overwrite: bool, of_dataset: Mapping[str, bytes] | None = None
+) -> int:
+    """Publishes the sidecars of the whole dataset and the manifest, then removes what earlier, unfinished or replaced
+    runs have left. Returns how many sidecars it published.
 
-    Where another run has finished a different dataset in the meantime, its files stay and this run's are removed.
+    Where another run has finished a different dataset in the meantime, its files stay and this run's are removed. A
+    dataset that differs in its sidecars alone is not a different one.
+
+    Args:
+      of_dataset: the sidecars, by file name; the manifest lists them.
 
     Raises:
-      CurateError: it has, and may not be replaced.
+      CurateError: another dataset is finished, and may not be replaced.
     """
     existing = read(output_dir)
     if existing == manifest:
-        return
-    if existing is not None and not overwrite:
-        ours = set(listed(manifest)) - set(listed(existing))
-        files.delete([files.join(output_dir, path) for path in files.list_tree(output_dir) if path in ours])
-    if existing is not None:
+        return 0
+    before, after = listed(existing) if existing is not None else {}, listed(manifest)
+    if existing is not None and _without_sidecars(existing) != _without_sidecars(manifest):
+        if not overwrite:
+            mine = [path for path in files.list_tree(output_dir) if path in after and path not in before]
+            files.delete([files.join(output_dir, path) for path in mine if is_ours(output_dir, path)])
         check_replaceable(output_dir, overwrite)
+    changed = {name: data for name, data in (of_dataset or {}).items() if before.get(name) != after[name]}
+    if changed.keys() & before.keys():
+        # Their names stay when their content changes: until all are there, the directory is unfinished.
+        files.delete([files.join(output_dir, NAME)])
+    for name, data in changed.items():
+        with files.publish(files.join(output_dir, name)) as file:
+            file.write(data)
     with files.publish(files.join(output_dir, NAME)) as file:
         file.write(encode(manifest))
     clear(output_dir)
+    return len(changed)
+
+
+def _without_sidecars(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in manifest.items() if name != "sidecars"}
 
 
 def clear(output_dir: str) -> None:
@@ -72,7 +114,9 @@ def clear(output_dir: str) -> None:
     existing = read(output_dir)
     keep = {NAME, *listed(existing)} if existing is not None else set()
     stale = [
-        path for path in files.list_tree(output_dir) if path not in keep and is_ours(path) and not _is_stored(path)
+        path
+        for path in files.list_tree(output_dir)
+        if path not in keep and not _is_stored(path) and is_ours(output_dir, path)
     ]
     files.delete([files.join(output_dir, path) for path in stale])
 
@@ -89,18 +133,39 @@ def listed(manifest: dict[str, Any]) -> dict[str, tuple[int, str]]:
         found[shard["parquet"]] = (shard["parquet_bytes"], shard["parquet_sha256"])
     for part in manifest["rejects"]:
         found[part["parquet"]] = (part["parquet_bytes"], part["parquet_sha256"])
+    for sidecar in manifest.get("sidecars", []):
+        found[sidecar["file"]] = (sidecar["bytes"], sidecar["sha256"])
     return found
 
 
-def is_ours(path: str) -> bool:
-    """Whether a path below an output directory is a name that this program gives, or a temporary one of it."""
+def choose_sidecars(names: Iterable[str]) -> tuple[str, ...]:
+    """The sidecars with these names, each once, in one order.
+
+    Raises:
+      ValueError: a name is unknown.
+    """
+    asked = set(names)
+    unknown = sorted(asked - set(SIDECARS))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(SIDECARS)}")
+    return tuple(name for name in SIDECARS if name in asked)
+
+
+def is_ours(output_dir: str, path: str) -> bool:
+    """Whether a path below an output directory is a file of this program, or a temporary one of it."""
     return (
         path == NAME
         or _SHARD_NAME.fullmatch(path) is not None
         or _REJECTS_NAME.fullmatch(path) is not None
         or _is_stored(path)
         or files.is_temporary(path)
+        or any(path == sidecar.file and _opens(output_dir, sidecar) for sidecar in OF_DATASET.values())
     )
+
+
+def _opens(output_dir: str, sidecar: Sidecar) -> bool:
+    with files.open_read(files.join(output_dir, sidecar.file)) as file:
+        return file.read(max(map(len, sidecar.opening))).startswith(sidecar.opening)
 
 
 def check_replaceable(output_dir: str, overwrite: bool) -> None:

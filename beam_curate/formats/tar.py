@@ -429,18 +429,20 @@ class TarShardWriter:
     """Writes a USTAR file whose bytes depend on names and contents alone.
 
     Header fields are those of ``webdataset.TarWriter(mtime=0)``: mode 0444, user and group ``bigdata``, ids 0. Unlike
-    it, members keep the order in which they come and need not be in memory whole.
+    it, members keep the order in which they come and need not be in memory whole. ``members`` are those written so far.
     """
 
     def __init__(self, file: Any):
         self._file = file
         self._size = 0
+        self.members: list[Member] = []
 
     def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
         """Appends one member whose payload is ``size`` bytes."""
         info = tarfile.TarInfo(name)
         info.size, info.mtime, info.mode = size, 0, 0o444
         info.uname = info.gname = "bigdata"
+        self.members.append(Member(name, self._size, size))
         self._write(info.tobuf(tarfile.USTAR_FORMAT))
         written = 0
         for chunk in chunks:
