@@ -81,7 +81,7 @@ def finish(
       of_dataset: the sidecars, by file name; the manifest lists them.
 
     Raises:
-      CurateError: another dataset is finished, and may not be replaced.
+      CurateError: another dataset is finished, and may not be replaced; or somebody else's file has a sidecar's name.
     """
     existing = read(output_dir)
     if existing == manifest:
@@ -93,6 +93,9 @@ def finish(
             files.delete([files.join(output_dir, path) for path in mine if is_ours(output_dir, path)])
         check_replaceable(output_dir, overwrite)
     changed = {name: data for name, data in (of_dataset or {}).items() if before.get(name) != after[name]}
+    for path in changed.keys() & set(files.list_tree(output_dir)) - before.keys():
+        if not is_ours(output_dir, path):
+            raise CurateError(f"{files.join(output_dir, path)} is not from this program; move it away")
     if changed.keys() & before.keys():
         # Their names stay when their content changes: until all are there, the directory is unfinished.
         files.delete([files.join(output_dir, NAME)])

@@ -214,9 +214,9 @@ def test_the_result_gives_shards_and_records_with_or_without_image_data(tmp_path
             assert_that(facts, equal_to(expected), "CheckRecords")
 
 
-@pytest.mark.parametrize("options", [{"images_per_tar": 0}, {"member_names": "random"}])
+@pytest.mark.parametrize("options", [{"images_per_tar": 0}, {"member_names": "random"}, {"sidecars": ["idx"]}])
 def test_wrong_arguments_are_refused(options):
-    with pytest.raises(ValueError, match=r"images_per_tar|member_names"):
+    with pytest.raises(ValueError, match=r"images_per_tar|member_names|'idx' is not one of wids, sizes, dali, card"):
         WriteShards("out", **options)
 
 
