@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from beam_curate import demo, metrics, records
+from beam_curate.formats import manifest
 from beam_curate.formats.parquet import REJECTS_SCHEMA, dataset_schema
 from beam_curate.models.heads import PUBLIC_HEADS
 from beam_curate.options import CurateOptions
@@ -25,13 +26,15 @@ def test_the_python_examples_run_one_after_the_other(tmp_path, monkeypatch):
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(block, "README.md", "exec"), names)
-    manifest = json.loads((tmp_path / "demo/output/_manifest.json").read_text())
-    kept = manifest["images"]["written"]
+    document = json.loads((tmp_path / "demo/output/_manifest.json").read_text())
+    kept = document["images"]["written"]
     assert names["caption"] == "a sharp picture"
     assert len(names["images"]) == len(names["dataset"]) == names["data"].count_rows() == kept
     assert 0 < len(names["best"]) <= kept
+    assert [decile for decile, *_ in names["by_decile"]] == list(range(1, 11))
+    assert sum(images for _, images, *_ in names["by_decile"]) == names["pairs"].height == kept
     wide = json.loads(Path("demo/wide/_manifest.json").read_text())
-    assert 0 < wide["images"]["written"] < manifest["images"]["read"]
+    assert 0 < wide["images"]["written"] < document["images"]["read"]
     assert all(shard["images"] == 50 for shard in wide["shards"][:-1])
 
 
@@ -66,6 +69,13 @@ def test_every_public_head_is_in_the_table(name):
     (line,) = [line for line in README.splitlines() if line.startswith(f"| `{name}`")]
     assert f"{head.clip_model}/{head.clip_pretrained}" in line
     assert str(head.embedding_size) in line
+
+
+def test_every_sidecar_is_in_the_table_with_its_file():
+    rows = {line.split("`")[1]: line for line in table_after("## Sidecars").splitlines() if line.startswith("| `")}
+    assert tuple(rows) == manifest.SIDECARS
+    for name, sidecar in manifest.OF_DATASET.items():
+        assert rows[name].split("|")[2].strip() == f"`{sidecar.file}`"
 
 
 def test_every_column_reason_and_metric_is_named():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 from PIL import Image
@@ -120,11 +122,50 @@ def test_dali_reader(output):
     assert found[:COUNT] == [(image_bytes(seed), f"picture {seed}") for seed in range(COUNT)]
 
 
+def embeddings(output) -> np.ndarray:
+    return np.asarray([row["embedding"] for row in output.rows], np.float16)
+
+
 def test_pyarrow_dataset(output):
-    parquets = [url.replace(".tar", ".parquet") for url in urls(output)]
+    parquets = sorted(glob.glob(f"{output.directory}/images-*.parquet"))
+    assert pads.dataset(parquets).schema.field("embedding").type == pa.list_(pa.field("element", pa.float16()), 64)
+    # The directory holds tars too, which are not to be taken for Parquet.
+    whole = pads.dataset(output.directory, format="parquet", exclude_invalid_files=True)
+    for data in (pads.dataset(parquets), whole):
+        column = data.to_table()["embedding"].combine_chunks()
+        assert np.array_equal(column.flatten().to_numpy().reshape(-1, 64), embeddings(output))
     table = pads.dataset(parquets).to_table(columns=["image_id", "caption", "width"], filter=pads.field("width") == 64)
     assert table["image_id"].to_pylist() == keys()
     assert table["caption"].to_pylist() == [f"picture {seed}" for seed in range(COUNT)]
+
+
+def test_duckdb(output):
+    """DuckDB has no 16-bit floats, and takes no list size from Parquet: it reads the embedding as FLOAT[], exactly."""
+    import duckdb
+
+    source = f"'{output.directory}/images-*.parquet'"
+    rows = duckdb.sql(f"select image_id, aesthetic_score, caption from {source} order by tar_file, image_id").fetchall()
+    expected = [(row["image_id"], row["aesthetic_score"], row["caption"]) for row in output.rows]
+    assert rows == expected
+    (kinds,) = {str(row[0]) for row in duckdb.sql(f"select typeof(embedding) from {source}").fetchall()}
+    assert kinds == "FLOAT[]"
+    found = duckdb.sql(f"select embedding from {source} order by image_id").fetchall()
+    assert np.array_equal(np.asarray([row[0] for row in found]), embeddings(output).astype(np.float64))
+    similar = (
+        f"list_cosine_similarity(a.embedding, b.embedding) from {source} a, {source} b where a.image_id = b.image_id"
+    )
+    assert all(abs(row[0] - 1) < 1e-6 for row in duckdb.sql(f"select {similar}").fetchall())
+
+
+def test_polars(output):
+    import polars
+
+    lazy = polars.scan_parquet(f"{output.directory}/images-*.parquet")
+    found = lazy.filter(polars.col("width") == 64).select("image_id", "aesthetic_score").collect()
+    assert found.rows() == [(row["image_id"], row["aesthetic_score"]) for row in output.rows]
+    frame = polars.read_parquet(f"{output.directory}/images-*.parquet")
+    assert frame.schema["embedding"] == polars.Array(polars.Float16, 64)
+    assert np.array_equal(frame["embedding"].to_numpy(), embeddings(output))
 
 
 def test_pandas(output):
