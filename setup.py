@@ -38,6 +38,7 @@ setup(
         "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
         "dali-cuda12": ["nvidia-dali-cuda120>=1.40; sys_platform == 'linux'"],
         "aws": ["apache-beam[aws]"],
+        "bench": ["py-spy>=0.4"],
         "test": [
             "pytest>=8",
             "atheris>=3; python_version >= '3.11' and sys_platform == 'linux'",

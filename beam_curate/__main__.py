@@ -14,7 +14,7 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.runners.runner import PipelineState
 
-from beam_curate import destination, metrics, options
+from beam_curate import beam_fixes, destination, metrics, options
 from beam_curate.errors import CurateError, SourceChangedError, UsageError
 from beam_curate.formats import files, manifest, parquet
 from beam_curate.records import ABOVE_NSFW_THRESHOLD, BELOW_AESTHETIC_THRESHOLD
@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
 
     _set_up_logging(chosen.verbose)
     FileSystems.set_options(chosen)
+    beam_fixes.keep_elements_whole()
     models = pipeline.find_models(chosen)
     root = beam.Pipeline(options=chosen)
     pipeline.build(root, chosen, models)

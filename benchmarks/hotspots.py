@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 from crops import crops
 from runs import arguments, table
@@ -20,7 +21,9 @@ def main() -> None:
     source = crops(chosen.photos, chosen.work, chosen.images)
     output, stacks = chosen.work / "output", chosen.work / "stacks.txt"
     shutil.rmtree(output, ignore_errors=True)
-    spy = shutil.which("py-spy") or sys.exit("py-spy is not installed: pip install '.[bench]'")
+    spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or sys.exit(
+        "py-spy is not installed: pip install '.[bench]'"
+    )
     command = [sys.executable, "-m", "beam_curate", f"--input={source}", f"--output_dir={output}", "--clip_model=demo"]
     command += ["--aesthetic_threshold=-100", "--nsfw_threshold=100"]
     spied = [spy, "record", "--format=raw", f"--rate={RATE}", "--output", str(stacks), "--", *command]

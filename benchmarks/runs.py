@@ -19,9 +19,10 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Run:
-    """A process: wall-clock seconds from its start to its end, and its peak resident memory in bytes."""
+    """A process: wall-clock seconds from its start to its end, CPU seconds, and its peak resident memory in bytes."""
 
     seconds: float
+    cpu: float
     peak: int
 
 
@@ -41,8 +42,8 @@ def timed(command: Sequence[str]) -> Run:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
-            sys.exit(f"{' '.join(command)}\n{said.read().decode()}")
-    return Run(seconds, usage.ru_maxrss * 1024)
+            sys.exit(f"{process.returncode}: {' '.join(command)}\n{said.read().decode()}")
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def curate(source: Path, output: Path, *flags: str) -> Run:
@@ -70,6 +71,10 @@ def seconds(runs: Iterable[Run]) -> float:
 
 def peak(runs: Iterable[Run]) -> float:
     return statistics.median(run.peak for run in runs)
+
+
+def cpu(runs: Iterable[Run]) -> float:
+    return statistics.median(run.cpu for run in runs)
 
 
 def rate(sizes: tuple[int, int], small: Iterable[Run], large: Iterable[Run]) -> tuple[float, float]:
