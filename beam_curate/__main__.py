@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.runners.runner import PipelineState
 
-from beam_curate import beam_fixes, destination, metrics, options
+from beam_curate import beam_fixes, destination, metrics, options, progress
 from beam_curate.errors import CurateError, SourceChangedError, UsageError
 from beam_curate.formats import files, manifest, parquet
 from beam_curate.records import ABOVE_NSFW_THRESHOLD, BELOW_AESTHETIC_THRESHOLD
@@ -28,11 +32,14 @@ _CURATE_ERROR = re.compile(
 _LOUD = (
     "apache_beam.runners.common",
     "apache_beam.runners.worker",
+    "apache_beam.runners.portability.local_job_service",
     "apache_beam.utils.retry",
     "apache_beam.utils.subprocess_server",
     "huggingface_hub",
 )
 
+# What shells report of a program that Ctrl-C ended.
+INTERRUPTED = 130
 _FIRST_FAILURES = 5
 _WHILE_RUNNING = re.compile(r" \[while running .*$", re.DOTALL)
 
@@ -62,15 +69,18 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
         print("the job was built; nothing was run")
         return None
     started = time.monotonic()
-    with ExitStack() as held:
+    with contextlib.ExitStack() as held:
         held.enter_context(destination.claimed(chosen.output_dir))
         destination.check(chosen.output_dir)
         if models.store is not None:
             held.enter_context(destination.sharing(models.store.embeddings_dir))
             models.store.describe()
         try:
-            result = root.run()
-            state = result.wait_until_finish()
+            with progress.shown(chosen.progress) as shown:
+                result = root.run()
+                if shown is not None:
+                    shown.follow(result)
+                state = result.wait_until_finish()
         except Exception as error:
             kind, _ = find_error(error)
             if kind == SourceChangedError.__name__:
@@ -94,12 +104,23 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
 def _set_up_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
-    if not verbose:
-        for name in _LOUD:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    # RunInference says so of every model wherever an optional dependency of its is missing.
+    if verbose:
+        return
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(lambda record: not record.getMessage().startswith("Resource module is not available"))
+        handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not (
+        # RunInference says so of every model wherever an optional dependency of its is missing.
+        message.startswith("Resource module is not available")
+        # What a job service passes on from its workers; the error that ends the run is shown at its end.
+        or (record.name == "root" and (_CURATE_ERROR.search(message) or message.startswith("Error running pipeline")))
+        or record.name == "PrismRunner"
+    )
 
 
 def summary(document: dict[str, Any], counted: dict[str, int], output_dir: str, seconds: float) -> str:
@@ -160,18 +181,49 @@ def find_error(error: BaseException) -> tuple[str, str] | tuple[None, None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The way in of ``beam-curate``. Returns 0, 1 (the run failed) or 2 (wrong usage)."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        run(argv)
-    except UsageError as error:
-        print(f"beam-curate: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        _, message = find_error(error)
-        if message is None or "--verbose" in argv:
-            raise
-        print(f"beam-curate: {message}", file=sys.stderr)
-        return 1
+    with _hearing_interrupts() as interrupted:
+        try:
+            run(argv)
+        except UsageError as error:
+            print(f"beam-curate: {error}", file=sys.stderr)
+            return 2
+        except (Exception, KeyboardInterrupt) as error:
+            if interrupted.is_set():
+                print("beam-curate: stopped; the same command continues from here", file=sys.stderr, flush=True)
+                # Threads of workers may be in the middle of a batch, and Python would wait for them.
+                os._exit(INTERRUPTED)
+            _, message = find_error(error)
+            if message is None or "--verbose" in argv:
+                raise
+            print(f"beam-curate: {message}", file=sys.stderr)
+            return 1
     return 0
+
+
+@contextlib.contextmanager
+def _hearing_interrupts() -> Iterator[threading.Event]:
+    """Notes that Ctrl-C was pressed: what it raises in the middle of a step, Beam reports as that step's error."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def note(signal_number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.default_int_handler(signal_number, frame)
+
+    def report(failed: threading.ExceptHookArgs) -> None:
+        # Ctrl-C reaches a runner's own processes too, and threads here may lose them before it is noted.
+        if not interrupted.wait(1.0):
+            before_thread(failed)
+
+    before, before_thread = signal.signal(signal.SIGINT, note), threading.excepthook
+    threading.excepthook = report
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+        threading.excepthook = before_thread
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from beam_curate.records import MEMBER_NAMES
 # Runs in this process, needs no download, and does the same on every machine.
 DEFAULT_RUNNER = "FnApiRunner"
 DATAFLOW_RUNNER = "DataflowRunner"
+PROGRESS = ("auto", "bar", "log", "none")
 _LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "PrismRunner")
 
 
@@ -197,6 +198,12 @@ class CurateOptions(PipelineOptions):
         )
         group = parser.add_argument_group("behaviour")
         _add_switch(group, "strict", False, "exit with 1 if any tar or image could not be read")
+        group.add_argument(
+            "--progress",
+            choices=PROGRESS,
+            default="auto",
+            help="a live line, a line every 30 s, or nothing; auto is a live line on a terminal (default: auto)",
+        )
         _add_switch(group, "verbose", False, "debug logging")
 
 

@@ -83,7 +83,7 @@ def test_every_column_reason_and_metric_is_named():
     counters = [
         value
         for name, value in vars(metrics).items()
-        if name.isupper() and not name.startswith("_") and name != "NAMESPACE"
+        if name.isupper() and not name.startswith("_") and name not in ("NAMESPACE", "TALLIES")
     ]
     for name in (*dataset_schema(4, {}).names, *REJECTS_SCHEMA.names, *reasons, *counters):
         assert f"`{name}`" in README, name

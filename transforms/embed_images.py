@@ -10,6 +10,7 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import DoOutputsTuple, PCollection, TaggedOutput
 
+from beam_curate import metrics
 from beam_curate.formats.store import EmbeddingStore
 from beam_curate.models.clip import ClipModelHandler
 from beam_curate.records import ImageRecord, Rejection, TarEnd, TarEntry
@@ -78,8 +79,10 @@ class _SplitByKind(beam.DoFn):
         if isinstance(entry, ImageRecord):
             yield entry
         elif isinstance(entry, Rejection):
+            metrics.count(metrics.IMAGES_FAILED, int(entry.index is not None))
             yield TaggedOutput(REJECTS, entry)
         elif isinstance(entry, TarEnd):
+            metrics.count(metrics.TARS_DONE)
             yield TaggedOutput(TARS, entry)
         else:
             raise TypeError(f"not embedded: {type(entry).__name__}")

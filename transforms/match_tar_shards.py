@@ -8,6 +8,7 @@ import apache_beam as beam
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.pvalue import PBegin, PCollection
 
+from beam_curate import metrics
 from beam_curate.errors import CurateError
 from beam_curate.formats import files
 from beam_curate.records import SourceTar
@@ -84,4 +85,6 @@ class MatchTarShards(beam.PTransform[PBegin, PCollection[SourceTar]]):
 class _Match(beam.DoFn):
     def process(self, element: tuple[tuple[str, ...], int | None]) -> Iterator[SourceTar]:
         patterns, limit = element
-        yield from match_tars(patterns, limit)
+        tars = match_tars(patterns, limit)
+        metrics.count(metrics.TARS_MATCHED, len(tars))
+        yield from tars

@@ -100,9 +100,9 @@ class _Read(beam.DoFn):
             if isinstance(entry, Rejection):
                 rejected |= entry.index is None
             elif isinstance(entry, TarEnd):
-                metrics.counter(metrics.TARS_READ).inc()
-                metrics.counter(metrics.TARS_REJECTED).inc(int(rejected))
-                metrics.counter(metrics.IMAGES_READ).inc(entry.images)
+                metrics.count(metrics.TARS_READ)
+                metrics.count(metrics.TARS_REJECTED, int(rejected))
+                metrics.count(metrics.IMAGES_READ, entry.images)
             elif isinstance(entry, ImageRecord):
-                metrics.counter(metrics.IMAGES_FROM_STORE).inc()
+                metrics.count(metrics.IMAGES_FROM_STORE)
             yield entry

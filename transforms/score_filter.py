@@ -9,6 +9,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import DoOutputsTuple, PCollection, TaggedOutput
 
+from beam_curate import metrics
 from beam_curate.records import ImageRecord, Rejection
 from transforms.embed_images import RECORDS, REJECTS
 
@@ -83,4 +84,8 @@ class _Filter(beam.DoFn):
 
     def process(self, record: ImageRecord) -> Iterator[ImageRecord | TaggedOutput[str, Rejection]]:
         result = self._rule.apply_to(record)
-        yield result if isinstance(result, ImageRecord) else TaggedOutput(REJECTS, result)
+        if isinstance(result, ImageRecord):
+            yield result
+        else:
+            metrics.count(metrics.IMAGES_FILTERED)
+            yield TaggedOutput(REJECTS, result)

@@ -75,7 +75,7 @@ class _WritePart(beam.DoFn):
         images = Counter(rejection.reason for rejection in rejections if rejection.index is not None)
         tars = len({rejection.source for rejection in rejections if rejection.index is None})
         for reason, count in images.items():
-            metrics.counter(metrics.rejected(reason)).inc(count)
+            metrics.count(metrics.rejected(reason), count)
         yield WrittenRejects(index, name, len(rejections), *listed, tuple(sorted(images.items())), tars)
 
 

@@ -203,6 +203,7 @@ class _MakePlan(beam.DoFn):
         same = existing is not None and existing["hash"] == content_hash and settings.random_token is None
         if existing is not None and not same:
             manifest.check_replaceable(settings.output_dir, settings.overwrite)
+        metrics.count(metrics.SHARDS_PLANNED, 0 if same else -(-order.total // settings.images_per_tar))
         yield Plan(content_hash, settings.random_token or content_hash, order.total, same)
 
 
@@ -221,10 +222,10 @@ class _WriteShard(beam.DoFn):
             return
         shard = find_shard(self._settings, plan, index, ranked)
         if shard is not None:
-            metrics.counter(metrics.SHARDS_REUSED).inc()
+            metrics.count(metrics.SHARDS_REUSED)
         written, records = shard or write_shard(self._settings, plan, index, ranked)
-        metrics.counter(metrics.SHARDS_WRITTEN).inc()
-        metrics.counter(metrics.IMAGES_WRITTEN).inc(written.images)
+        metrics.count(metrics.SHARDS_WRITTEN)
+        metrics.count(metrics.IMAGES_WRITTEN, written.images)
         if self._settings.verbose:
             _logger.info("wrote %s with %d images", written.tar, written.images)
         yield written
@@ -252,7 +253,7 @@ def publish_index(settings: _Settings, tar: str, members: Iterable[Member] | Non
     data = index_tar(files.join(settings.output_dir, tar)) if members is None else dali_index(members)
     with files.publish(files.join(settings.output_dir, name)) as file:
         file.write(data)
-    metrics.counter(metrics.SIDECARS_WRITTEN).inc()
+    metrics.count(metrics.SIDECARS_WRITTEN)
     return WrittenSidecar(name, file.size, file.sha256)
 
 
@@ -463,7 +464,7 @@ class _Finish(beam.DoFn):
         if beside:
             document["sidecars"] = [asdict(sidecar) for sidecar in sorted(beside, key=lambda sidecar: sidecar.file)]
         published = manifest.finish(settings.output_dir, document, settings.overwrite, of_dataset)
-        metrics.counter(metrics.SIDECARS_WRITTEN).inc(published)
+        metrics.count(metrics.SIDECARS_WRITTEN, published)
         yield document
 
 

@@ -289,7 +289,7 @@ class ClipModel:
                 self._mean = torch.tensor(self.preprocess.mean, device=self._device).view(1, 3, 1, 1)
                 self._std = torch.tensor(self.preprocess.std, device=self._device).view(1, 3, 1, 1)
                 self._tower = tower
-                metrics.counter(metrics.MODEL_LOADS).inc()
+                metrics.count(metrics.MODEL_LOADS)
             return self._tower
 
 
@@ -460,7 +460,7 @@ class ClipModelHandler(ModelHandler[TarEntry, TarEntry, ClipModel]):
             else:
                 embedded += 1
                 results[i] = _record(sample, header, embeddings[row])
-        metrics.counter(metrics.IMAGES_EMBEDDED).inc(embedded)
+        metrics.count(metrics.IMAGES_EMBEDDED, embedded)
         _logger.debug("embedded %d images", embedded)
         return results
 

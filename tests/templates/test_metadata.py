@@ -79,6 +79,7 @@ GOOD = {
     "overwrite": ["true", "false"],
     "strict": ["true"],
     "verbose": ["false"],
+    "progress": ["log", "none"],
     "deterministic_name": ["false"],
     "write_embeddings": ["false"],
     "member_names": ["sequential"],
