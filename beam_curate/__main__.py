@@ -18,7 +18,7 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.runners.runner import PipelineState
 
-from beam_curate import beam_fixes, destination, metrics, options, progress
+from beam_curate import beam_fixes, credentials, destination, metrics, options, progress
 from beam_curate.errors import CurateError, SourceChangedError, UsageError
 from beam_curate.formats import files, manifest, parquet
 from beam_curate.records import ABOVE_NSFW_THRESHOLD, BELOW_AESTHETIC_THRESHOLD
@@ -40,6 +40,7 @@ _LOUD = (
 
 # What shells report of a program that Ctrl-C ended.
 INTERRUPTED = 130
+_PRISM = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam.__version__}"
 _FIRST_FAILURES = 5
 _WHILE_RUNNING = re.compile(r" \[while running .*$", re.DOTALL)
 
@@ -59,6 +60,7 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
     from beam_curate import pipeline
 
     _set_up_logging(chosen.verbose)
+    credentials.check(chosen)
     FileSystems.set_options(chosen)
     beam_fixes.keep_elements_whole()
     models = pipeline.find_models(chosen)
@@ -86,6 +88,11 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
             if kind == SourceChangedError.__name__:
                 # Shards that are written already would belong to no dataset.
                 manifest.clear(chosen.output_dir)
+            if kind is None and "prism binary" in str(error):
+                raise CurateError(
+                    f"--runner: Beam cannot download Prism ({error.__cause__ or error}); build it with "
+                    f"go install {_PRISM} and give --prism_location, or leave --runner out"
+                ) from error
             raise
     if options.template_location(chosen):
         print(f"the job was written to {options.template_location(chosen)}; nothing was run")
