@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["beam_curate*", "transforms*"]),
     package_data={
-        "beam_curate": ["py.typed", "models/demo/*.json", "models/demo/*.safetensors"],
+        "beam_curate": ["py.typed", "models/demo/*.json", "models/demo/*.safetensors", "report/page.*"],
         "transforms": ["py.typed"],
     },
     install_requires=[
@@ -32,6 +32,8 @@ setup(
         "Pillow>=11.3",
         "safetensors>=0.4",
         "numpy>=1.26",
+        "vl-convert-python>=1.9",
+        "Jinja2>=3.1",
     ],
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
@@ -42,6 +44,7 @@ setup(
             "hypothesis>=6.100",
             "datasets>=3",
             "pandas>=2",
+            "selenium>=4.20",
             "ruff>=0.6",
             "mypy>=1.11",
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -69,12 +70,15 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
                 # Shards that are written already would belong to no dataset.
                 manifest.clear(chosen.output_dir)
             raise
-    if state not in (None, PipelineState.DONE):
-        raise CurateError(f"the runner reports {state}")
-    document = manifest.read(chosen.output_dir)
-    if document is None:
-        raise CurateError(f"the runner reports {state}, but {files.join(chosen.output_dir, manifest.NAME)} is missing")
-    print(summary(document, metrics.totals(result.metrics()), chosen.output_dir, time.monotonic() - started))
+        if state not in (None, PipelineState.DONE):
+            raise CurateError(f"the runner reports {state}")
+        document = manifest.read(chosen.output_dir)
+        if document is None:
+            missing = files.join(chosen.output_dir, manifest.NAME)
+            raise CurateError(f"the runner reports {state}, but {missing} is missing")
+        print(summary(document, metrics.totals(result.metrics()), chosen.output_dir, time.monotonic() - started))
+        if chosen.report:
+            write_report(chosen.output_dir, chosen.embeddings_dir)
     if chosen.strict:
         check_strict(document, chosen.output_dir)
     return document
@@ -108,6 +112,22 @@ def summary(document: dict[str, Any], counted: dict[str, int], output_dir: str, 
     if document["shards"] and not counted.get(metrics.SHARDS_WRITTEN):
         lines.append("this dataset was there already; nothing was written")
     return "\n".join(lines)
+
+
+def write_report(output_dir: str, embeddings_dir: str | None) -> None:
+    """Writes ``_report.html``. The dataset is complete without it: whatever goes wrong here is only a warning."""
+    try:
+        from beam_curate import report
+
+        print(f"report: {report.write(output_dir, embeddings_dir=embeddings_dir)}")
+    except Exception as error:
+        again = ["python", "-m", "beam_curate.report", output_dir]
+        again += [f"--embeddings_dir={embeddings_dir}"] if embeddings_dir is not None else []
+        reason = printable(str(error)) or type(error).__name__
+        print(
+            f"beam-curate: warning: the report could not be made ({reason}); to try again: {shlex.join(again)}",
+            file=sys.stderr,
+        )
 
 
 def check_strict(document: dict[str, Any], output_dir: str) -> None:

@@ -141,6 +141,7 @@ class CurateOptions(PipelineOptions):
             help="keep images with NSFW score < X (default: 0.5)",
         )
         group = parser.add_argument_group("behaviour")
+        _add_switch(group, "report", True, "write _report.html at the end, a page that shows what became of the images")
         group.add_argument("--strict", action="store_true", help="exit with 1 if any tar or image could not be read")
         group.add_argument("--verbose", action="store_true", help="debug logging")
 
