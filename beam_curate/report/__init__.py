@@ -21,6 +21,7 @@ def make(output_dir: str, embeddings_dir: str | None = None) -> bytes:
     Raises:
       CurateError: there is no finished dataset, or its files cannot be read.
     """
+    output_dir = output_dir.rstrip("/") or output_dir
     # Seconds that a run without a report need not wait for.
     from beam_curate.report import facts, page, thumbnails
 

@@ -63,12 +63,14 @@ _WRITTEN_COLUMNS = (
 class Picture:
     """A sampled image that has scores. ``place`` is where its bytes are: (output tar, member), or (source tar, index).
 
-    ``reason`` is why it was rejected; None for a written one. Scores are None where there is no head.
+    ``key`` is the source key, ``path`` the source tar with the member or the key. ``reason`` is why it was rejected;
+    None for a written one. Scores are None where there is no head.
     """
 
     place: tuple[str, str | int]
     reason: str | None
-    name: str
+    key: str
+    path: str
     caption: str | None
     width: int
     height: int
@@ -228,6 +230,7 @@ class Facts:
                 return Picture(
                     (row["tar_file"], row["member_name"]),
                     None,
+                    _short(row["original_key"]),
                     _short(row["original_path"]),
                     _short(row["caption"]),
                     row["width"],
@@ -251,6 +254,7 @@ class Facts:
                 return Picture(
                     (row["source"], row["index"]),
                     row["reason"],
+                    _short(row["key"]),
                     _short(f"{row['source']}/{row['key']}"),
                     None,
                     row["width"],

@@ -27,7 +27,7 @@
     const share = data.read ? ((100 * count) / data.read).toFixed(1) : "0";
     const more = change ? `, ${number.format(Math.abs(change))} ${change > 0 ? "more" : "fewer"} than in this run` : "";
     element("kept").textContent = number.format(count);
-    element("kept-text").textContent = `of ${number.format(data.read)} images would be kept (${share} %)${more}`;
+    element("kept-text").textContent = `of ${number.format(data.read)} images would be kept (${share}%)${more}`;
     for (const name of names) {
       const text = String(threshold(name));
       element(`value-${name}`).textContent = text;

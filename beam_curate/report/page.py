@@ -107,7 +107,7 @@ def render(facts: Facts, thumbnails: Mapping[Picture, str | None], output_dir: s
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": _count, "share": _share, "score": _score, "size": _size}
+    environment.filters |= {"count": _count, "share": _share, "score": _score, "size": _size, "threshold": number}
     return environment.get_template("page.html.j2").render(
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
         vega=_vega(),
@@ -119,6 +119,7 @@ def render(facts: Facts, thumbnails: Mapping[Picture, str | None], output_dir: s
         images=document["images"],
         funnel=_funnel(facts),
         notes=_notes(facts, axes),
+        stored=facts.store is not None,
         axes=axes,
         scored=scored,
         command=command(facts, output_dir, embeddings_dir),
@@ -195,9 +196,9 @@ def _funnel(facts: Facts) -> list[tuple[str, int]]:
     readable = images["read"] - (sum(rejected.values()) - below - above)
     steps = [("read", images["read"]), ("readable", readable)]
     if facts.aesthetic:
-        steps.append((f"aesthetic score at least {facts.aesthetic.threshold}", readable - below))
+        steps.append((f"aesthetic score at least {number(facts.aesthetic.threshold)}", readable - below))
     if facts.nsfw:
-        steps.append((f"NSFW score below {facts.nsfw.threshold}", readable - below - above))
+        steps.append((f"NSFW score below {number(facts.nsfw.threshold)}", readable - below - above))
     return [*steps, ("written", images["written"])]
 
 
@@ -235,13 +236,13 @@ def _score_plots(facts: Facts, axes: list[Axis]) -> list[Plot]:
         bins, edges = axis.into_bins(cells, 0, plots.MOST_BARS), axis.edges(plots.MOST_BARS)
         passing = facts.grid.passing((axis,))
         sign = "at least" if axis.keeps_above else "below"
-        quarter, half, three_quarters = (_quantile(axis, cells, q) for q in (0.25, 0.5, 0.75))
+        quarter, half, three_quarters = (number(_quantile(axis, cells, q)) for q in (0.25, 0.5, 0.75))
         text = (
             f"Half of the {_count(facts.grid.total)} scored images have a score below about {half}, a quarter below "
             f"{quarter}, a quarter above {three_quarters}. {_count(passing)} are {sign} this run's threshold of "
-            f"{axis.threshold}, the dashed line."
+            f"{number(axis.threshold)}, the dashed line."
         )
-        rows = [(f"{edges[i]} to {edges[i + 1]}", _count(int(n))) for i, n in enumerate(bins) if n]
+        rows = [(f"{number(edges[i])} to {number(edges[i + 1])}", _count(int(n))) for i, n in enumerate(bins) if n]
         title = axis.title[0].upper() + axis.title[1:]
         spec = plots.histogram(facts.grid, axis, f"Histogram of the {axis.title}. {text}")
         found.append(Plot(f"plot-{axis.name}", title, text, (axis.title, "images"), rows, spec))
@@ -286,8 +287,8 @@ def _shape_plots(facts: Facts) -> list[Plot]:
         rows = rows[filled[0] : filled[-1] + 1]
         most = max(rows, key=lambda row: row[1] + row[2])
         text = (
-            f"Most images, {_count(most[1] + most[2])} of {_count(int(counts.sum()))}, are in \u201c{most[0]}\u201d. "
-            "Rejected ones are those that a threshold dropped."
+            f"The commonest is \u201c{most[0]}\u201d, with {_count(most[1] + most[2])} of {_count(int(counts.sum()))} "
+            "images. Rejected ones are those that a threshold dropped."
         )
         table = [(name, _count(written), _count(rejected)) for name, written, rejected in rows]
         spec = plots.bars(rows, what, f"Images by {what}. {text}")
@@ -311,11 +312,11 @@ def _sheet(sheet: Sheet, thumbnails: Mapping[Picture, str | None], facts: Facts)
         ]
 
     return {
-        "title": f"{axis.title[0].upper()}{axis.title[1:]}",
+        "title": axis.title,
         "groups": [
             ("Lowest to highest", "", cells(sheet.spread)),
-            (f"Just below the threshold of {axis.threshold}: {below}", below, cells(sheet.below[::-1])),
-            (f"At or just above {axis.threshold}: {above}", above, cells(sheet.above)),
+            (f"Just below the threshold of {number(axis.threshold)}: {below}", below, cells(sheet.below[::-1])),
+            (f"At or just above {number(axis.threshold)}: {above}", above, cells(sheet.above)),
         ],
     }
 
@@ -326,7 +327,6 @@ def _reasons(facts: Facts) -> list[dict[str, Any]]:
         {
             "reason": reason,
             "count": count,
-            "about": "tars" if reason in facts.tar_reasons else "images",
             "meaning": _REASONS.get(reason, ""),
             "examples": facts.examples.get(reason, []),
         }
@@ -342,14 +342,19 @@ def _formats(facts: Facts) -> list[tuple[str, int, int]]:
 
 def _models(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     return [
-        (name.replace("_", " "), [(key, _value(value)) for key, value in sorted((facts or {}).items())])
-        for name, facts in sorted(document["models"].items())
+        (title, [(key, _value(value)) for key, value in sorted((document["models"].get(name) or {}).items())])
+        for name, title in (("encoder", "Encoder"), ("aesthetic_head", "Aesthetic head"), ("nsfw_head", "NSFW head"))
     ]
 
 
 def _value(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "\u2026"
+
+
+def number(value: float) -> str:
+    """The shortest decimal that is this very number: ``5``, ``0.25``."""
+    return repr(value).removesuffix(".0")
 
 
 def _count(number: int) -> str:
@@ -357,7 +362,7 @@ def _count(number: int) -> str:
 
 
 def _share(number: int, whole: int) -> str:
-    return f"{100 * number / whole:.1f} %" if whole else "0 %"
+    return f"{100 * number / whole:.1f}%" if whole else "0%"
 
 
 def _score(score: float | None) -> str:

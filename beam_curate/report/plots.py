@@ -18,7 +18,7 @@ MOST_BARS, MOST_CELLS = 60, 40
 _LOGARITHMIC = 50
 
 
-def _spec(description: str, height: int | dict[str, int], **parts: Any) -> dict[str, Any]:
+def _spec(description: str, height: int, **parts: Any) -> dict[str, Any]:
     return {
         "description": description,
         "width": "container",
@@ -163,7 +163,7 @@ def density(grid: Grid, x: Axis, y: Axis, description: str) -> dict[str, Any]:
     }
     return _spec(
         description,
-        300,
+        340,
         params=_params(x, y),
         layer=[
             {"data": {"values": values}, "mark": {"type": "rect", "clip": True}, "encoding": encoding},
@@ -182,7 +182,7 @@ def bars(rows: list[tuple[str, int, int]], title: str, description: str) -> dict
     ]
     return _spec(
         description,
-        {"step": 22},
+        24 * len(rows),
         data={"values": values},
         mark={"type": "bar"},
         encoding={
