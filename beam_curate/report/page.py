@@ -142,7 +142,8 @@ def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed, as one script that needs no network."""
     from vl_convert import javascript_bundle
 
-    return str(javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    # Inside a function: its one-letter names would be the page's.
+    return f"(() => {{{javascript_bundle('window.vegaEmbed = vegaEmbed;')}\n}})();"
 
 
 def _digest(script: str) -> str:

@@ -53,12 +53,17 @@ def _rule(axis: Axis, channel: str) -> dict[str, Any]:
 def _count_axis(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Linear, or logarithmic where it must be, and then the title says so."""
     nonzero = counts[counts > 0]
+    domain = [0, int(counts.max())]
     if len(nonzero) == 0 or nonzero.max() <= _LOGARITHMIC * np.median(nonzero):
-        return {"title": "images", "axis": {"tickCount": 4, "tickMinStep": 1, "format": "~s"}}
+        return {
+            "title": "images",
+            "scale": {"domain": domain, "nice": True},
+            "axis": {"tickCount": 4, "tickMinStep": 1, "format": "~s"},
+        }
     powers = [0, *(10**n for n in range(len(str(nonzero.max()))))]
     return {
         "title": "images (log scale)",
-        "scale": {"type": "symlog"},
+        "scale": {"type": "symlog", "domain": domain},
         "axis": {"values": powers, "format": "~s", "labelOverlap": True},
     }
 

@@ -28,6 +28,8 @@ class Report(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
         self._raw = tag if tag in ("script", "style") else self._raw
+        if tag in ("td", "th", "dd", "dt"):
+            self.text += " "
         if tag == "script":
             self.scripts.append("")
 
