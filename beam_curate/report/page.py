@@ -367,7 +367,7 @@ def _share(number: int, whole: int) -> str:
 
 
 def _score(score: float | None) -> str:
-    return "none" if score is None else f"{score:.4g}"
+    return "none" if score is None else f"{score:.4f}"
 
 
 def _size(number: int) -> str:

@@ -75,7 +75,7 @@ class TestWhatItSays:
 
         def shows(score):
             (i,) = np.flatnonzero(a == score)
-            return shown[f"{a[i]:.4g}", f"{n[i]:.4g}"] > 0
+            return shown[f"{a[i]:.4f}", f"{n[i]:.4f}"] > 0
 
         below, above = np.sort(a[a < 5])[::-1], np.sort(a[a >= 5])
         for score in (a.min(), a.max(), *below[:8], *above[:8]):
@@ -165,6 +165,19 @@ class TestTheImagesSection:
         assert main([*common, f"--output_dir={tmp_path}/without", "--embeddings_dir=none"]) == 0
         assert gather(f"{tmp_path}/with", None).formats == (Counter(), Counter(jpeg=1, png=1))
         assert gather(f"{tmp_path}/without", None).formats == (Counter(), Counter({None: 2}))
+
+    def test_duplicates_are_estimated_where_there_are_too_many_to_remember(self, tmp_path, curate, monkeypatch):
+        pictures = [image_bytes(i, size=(8, 8)) for i in range(200)]
+        members = [(f"{i}{copy}.jpg", data) for i, data in enumerate(pictures) for copy in "ab"[: 1 + i % 2]]
+        write_tar(tmp_path / "in" / "a.tar", members)
+        output = curate(str(tmp_path / "in"))
+        exact = gather(str(output.directory), None).duplicates
+        assert (exact.share, exact.groups, exact.copies) == (1, 100, 100)
+        monkeypatch.setattr("beam_curate.report.facts.MOST_DIGESTS", 100)
+        estimated = gather(str(output.directory), None).duplicates
+        assert estimated.share == 4
+        assert estimated.images <= 100
+        assert 60 <= estimated.copies <= 140
 
 
 class TestTheCommand:
