@@ -18,7 +18,14 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["beam_curate*", "transforms*"]),
     package_data={
-        "beam_curate": ["py.typed", "models/demo/*.json", "models/demo/*.safetensors", "report/page.*"],
+        "beam_curate": [
+            "py.typed",
+            "models/demo/*.json",
+            "models/demo/*.safetensors",
+            "report/*.j2",
+            "report/*.css",
+            "report/*.js",
+        ],
         "transforms": ["py.typed"],
     },
     install_requires=[

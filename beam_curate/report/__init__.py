@@ -49,6 +49,7 @@ def write(output_dir: str, uri: str | None = None, embeddings_dir: str | None = 
     uri = uri or files.join(output_dir, manifest.REPORT_NAME)
     data = make(output_dir, embeddings_dir)
     if not (files.exists(uri) and files.read_bytes(uri) == data):
-        with files.publish(uri) as file:
+        with files.publish(uri, "text/html; charset=utf-8") as file:
             file.write(data)
+        files.delete(files.unfinished(uri))
     return uri

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,9 @@ def load(
     for picture in pictures:
         by_tar[picture.kept, picture.place[0]].append(picture)
 
+    # One picture is decoded at a time: decoded, it can be a hundred times as large.
+    decoding = threading.Lock()
+
     def read(item: tuple[tuple[bool, str], list[Picture]]) -> dict[Picture, str | None]:
         (kept, tar), wanted = item
         wanted = list(dict.fromkeys(wanted))
@@ -45,7 +49,8 @@ def load(
                 images = _members(file, wanted) if kept else _samples(file, wanted, store)
                 for picture, image in images:
                     if hashlib.sha256(image).hexdigest() == picture.sha256:
-                        found[picture] = _data_uri(image, max_pixels)
+                        with decoding:
+                            found[picture] = _data_uri(image, max_pixels)
         except (files.UnavailableError, TarError, EOFError):
             pass  # what was found until then is shown, for the rest there is a placeholder
         return found

@@ -99,7 +99,9 @@ def test_input_output_store_and_verify_are_on_the_bucket_and_the_tars_have_the_b
 def test_the_report_of_a_dataset_on_the_bucket(undisturbed):
     page = f"gs://{BUCKET}/pages/report.html"
     assert report_main([f"gs://{BUCKET}/undisturbed", f"--output={page}"]) == 0
-    found = Report(bucket().blob("pages/report.html").download_as_bytes())
+    blob = bucket().get_blob("pages/report.html")
+    assert blob.content_type == "text/html; charset=utf-8"
+    found = Report(blob.download_as_bytes())
     starts = {name: axis["start"] for name, axis in found.data["axes"].items()}
     assert found.kept(**starts) == found.data["written"] > 400
     assert len(found.all("img")) >= 2 * (24 + 8)

@@ -244,6 +244,14 @@ class TestWithTheRun:
         curate(source, "--report")
         assert path.read_bytes() == expected
 
+    def test_what_a_run_killed_while_it_wrote_the_report_has_left_is_removed(self, tmp_path, curate):
+        source = write_dataset(tmp_path / "in", tars=1, samples=3)
+        output = curate(source)
+        (output.directory / "_tmp.0123456789ab._report.html").write_bytes(b"half a p")
+        curate(source, "--report")
+        assert list(verify.faults(str(output.directory))) == []
+        assert not list(output.directory.glob("_tmp.*"))
+
     def test_a_replaced_dataset_takes_its_report_with_it(self, tmp_path, curate):
         source = write_dataset(tmp_path / "in", tars=1, samples=3)
         output = curate(source, "--report")
@@ -253,14 +261,14 @@ class TestWithTheRun:
     def test_the_bytes_depend_on_nothing_but_the_dataset(self, tmp_path, curate, pictures):
         expected = (pictures.directory / "_report.html").read_bytes()
         script = "import sys; from beam_curate import report; sys.stdout.buffer.write(report.make(sys.argv[1]))"
-        for seed in ("1", "2"):
-            ran = subprocess.run(
-                [sys.executable, "-c", script, str(pictures.directory)],
-                env={**os.environ, "PYTHONHASHSEED": seed},
-                capture_output=True,
-                check=True,
-            )
-            assert ran.stdout == expected
+        assert report.make(str(pictures.directory)) == expected
+        ran = subprocess.run(
+            [sys.executable, "-c", script, str(pictures.directory)],
+            env={**os.environ, "PYTHONHASHSEED": "1"},
+            capture_output=True,
+            check=True,
+        )
+        assert ran.stdout == expected
 
     def test_a_report_that_cannot_be_made_is_a_warning(self, tmp_path, curate, capsys, monkeypatch):
         def fail(*arguments):
@@ -412,10 +420,10 @@ def test_noise_that_does_not_compress_gives_small_thumbnails(tmp_path, curate):
     assert len(page.bytes) + 80 * MOST_THUMBNAIL_BYTES * 4 / 3 < MOST_BYTES
 
 
-def test_a_million_images_in_a_thousand_shards_make_a_page_of_the_same_size(tmp_path):
+def test_hundreds_of_thousands_of_images_make_a_page_of_the_same_size(tmp_path):
     """Parquet and manifest only, without tars: every thumbnail is a placeholder."""
     rng = np.random.default_rng(0)
-    images, shards = 1_000_000, 1000
+    images, shards = 300_000, 300
     schema = dataset_schema(None, {})
     rejected = images // 10
     document = {
