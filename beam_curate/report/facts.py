@@ -316,7 +316,11 @@ def _nsfw(picture: Picture) -> float:
 
 
 def _short(text: str | None) -> Any:
-    return text if text is None or len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "\u2026"
+    """What a page shows of a text: its beginning, and U+FFFD for NUL, which HTML cannot hold."""
+    if text is None:
+        return None
+    shown = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "\u2026"
+    return shown.replace("\0", "\ufffd")
 
 
 def leading_bits(digests: pa.ChunkedArray) -> Hashes:

@@ -299,7 +299,7 @@ def _shape_plots(facts: Facts) -> list[Plot]:
 
 def _sheet(sheet: Sheet, thumbnails: Mapping[Picture, str | None], facts: Facts) -> dict[str, Any]:
     axis = sheet.axis
-    below, above = ("dropped", "kept") if axis.keeps_above else ("kept", "dropped")
+    below, above = ("fail it", "pass it") if axis.keeps_above else ("pass it", "fail it")
     at_most = _BLUR_FROM if facts.nsfw is None else min(_BLUR_FROM, facts.nsfw.threshold)
 
     def cells(pictures: list[Picture]) -> list[dict[str, Any]]:
@@ -315,9 +315,9 @@ def _sheet(sheet: Sheet, thumbnails: Mapping[Picture, str | None], facts: Facts)
     return {
         "title": axis.title,
         "groups": [
-            ("Lowest to highest", "", cells(sheet.spread)),
-            (f"Just below the threshold of {number(axis.threshold)}: {below}", below, cells(sheet.below[::-1])),
-            (f"At or just above {number(axis.threshold)}: {above}", above, cells(sheet.above)),
+            ("Lowest to highest", cells(sheet.spread)),
+            (f"Just below the threshold of {number(axis.threshold)}: these {below}", cells(sheet.below[::-1])),
+            (f"At or just above {number(axis.threshold)}: these {above}", cells(sheet.above)),
         ],
     }
 

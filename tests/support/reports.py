@@ -12,6 +12,18 @@ from pathlib import Path
 import numpy as np
 from outputs import Dataset
 
+# Each would run, load or break something if a page took it for markup.
+HOSTILE = (
+    "<script>window.hacked = 1</script>",
+    "</script><script>window.hacked = 2</script>",
+    "<img src=x onerror='window.hacked = 3'>",
+    '"><svg onload="window.hacked = 4">',
+    "' onmouseover='window.hacked = 5",
+    "<!-- <script> {{ 7 * 7 }} {% raw %} ${window.hacked = 6} &lt;b&gt; &amp;",
+    "עברית ← אבגד (1) <b>שלום</b>",
+    "\u202e\u2066gnp.exe\u2069\u202c \u0000 \u2028 \u2029",
+)
+
 
 class Report(HTMLParser):
     """The elements of a page, and its text without style and scripts."""

@@ -243,9 +243,13 @@ def test_nothing_in_keys_captions_and_paths_runs(driver, hostile):
     captions = {row["caption"].replace("\0", "\ufffd") for row in hostile.rows}
     assert {text.replace("\0", "\ufffd") for text in shown} == captions
     hebrew = [text for text in captions if text.startswith("\u05e2")]
-    for text in hebrew:
-        (caption,) = {c.text for c in page.find_all(".caption") if c.get_property("textContent") == text}
-        assert caption
+    assert len(hebrew) == 1
+    directions = page.run(
+        "return [...document.querySelectorAll('.caption')].filter((caption) => caption.textContent === arguments[0])"
+        ".map((caption) => getComputedStyle(caption).direction)",
+        hebrew[0],
+    )
+    assert set(directions) == {"rtl"}
     names = page.run("return [...document.querySelectorAll('.name bdi')].map((name) => name.textContent)")
     assert any("<script>window_hacked" in name for name in names)
     assert page.run("return document.documentElement.scrollWidth <= innerWidth")
