@@ -18,7 +18,14 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["beam_curate*", "transforms*"]),
     package_data={
-        "beam_curate": ["py.typed", "models/demo/*.json", "models/demo/*.safetensors"],
+        "beam_curate": [
+            "py.typed",
+            "models/demo/*.json",
+            "models/demo/*.safetensors",
+            "report/*.j2",
+            "report/*.css",
+            "report/*.js",
+        ],
         "transforms": ["py.typed"],
     },
     install_requires=[
@@ -33,6 +40,8 @@ setup(
         "Pillow>=11.3",
         "safetensors>=0.4",
         "numpy>=1.26",
+        "vl-convert-python>=1.9",
+        "Jinja2>=3.1",
     ],
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
@@ -51,6 +60,7 @@ setup(
             "duckdb>=1.5",
             "polars>=2",
             "wids>=0.1.11",
+            "selenium>=4.20",
             "ruff>=0.6",
             "mypy>=1.11",
         ],

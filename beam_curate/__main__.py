@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -94,15 +95,18 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
                     f"go install {_PRISM} and give --prism_location, or leave --runner out"
                 ) from error
             raise
-    if options.template_location(chosen):
-        print(f"the job was written to {options.template_location(chosen)}; nothing was run")
-        return None
-    if state not in (None, PipelineState.DONE):
-        raise CurateError(f"the runner reports {state}")
-    document = manifest.read(chosen.output_dir)
-    if document is None:
-        raise CurateError(f"the runner reports {state}, but {files.join(chosen.output_dir, manifest.NAME)} is missing")
-    print(summary(document, metrics.totals(result.metrics()), chosen.output_dir, time.monotonic() - started))
+        if options.template_location(chosen):
+            print(f"the job was written to {options.template_location(chosen)}; nothing was run")
+            return None
+        if state not in (None, PipelineState.DONE):
+            raise CurateError(f"the runner reports {state}")
+        document = manifest.read(chosen.output_dir)
+        if document is None:
+            missing = files.join(chosen.output_dir, manifest.NAME)
+            raise CurateError(f"the runner reports {state}, but {missing} is missing")
+        print(summary(document, metrics.totals(result.metrics()), chosen.output_dir, time.monotonic() - started))
+        if chosen.report:
+            write_report(chosen.output_dir, chosen.embeddings_dir)
     if chosen.strict:
         check_strict(document, chosen.output_dir)
     return document
@@ -148,6 +152,22 @@ def summary(document: dict[str, Any], counted: dict[str, int], output_dir: str, 
         written = f"{count} sidecars were" if (count := counted.get(metrics.SIDECARS_WRITTEN, 0)) else "nothing was"
         lines.append(f"this dataset was there already; {written} written")
     return "\n".join(lines)
+
+
+def write_report(output_dir: str, embeddings_dir: str | None) -> None:
+    """Writes ``_report.html``. The dataset is complete without it: whatever goes wrong here is only a warning."""
+    try:
+        from beam_curate import report
+
+        print(f"report: {report.write(output_dir, embeddings_dir=embeddings_dir)}")
+    except Exception as error:
+        again = ["python", "-m", "beam_curate.report", output_dir]
+        again += [f"--embeddings_dir={embeddings_dir}"] if embeddings_dir is not None else []
+        reason = printable(str(error)) or type(error).__name__
+        print(
+            f"beam-curate: warning: the report could not be made ({reason}); to try again: {shlex.join(again)}",
+            file=sys.stderr,
+        )
 
 
 def check_strict(document: dict[str, Any], output_dir: str) -> None:

@@ -197,6 +197,7 @@ class CurateOptions(PipelineOptions):
             help="the least memory of the workers that embed, for example 24GB",
         )
         group = parser.add_argument_group("behaviour")
+        _add_switch(group, "report", True, "write _report.html at the end, a page that shows what became of the images")
         _add_switch(group, "strict", False, "exit with 1 if any tar or image could not be read")
         group.add_argument(
             "--progress",

@@ -29,7 +29,7 @@ def faults(output_dir: str) -> Iterator[str]:
         return
     listed = manifest.listed(document)
     present = set(files.list_tree(output_dir))
-    for path in sorted(present - set(listed) - {manifest.NAME}):
+    for path in sorted(present - set(listed) - {manifest.NAME, manifest.REPORT_NAME}):
         if not path.startswith(manifest.EMBEDDINGS_DIR + "/"):
             yield f"{path} is not in the manifest"
     intact = set()

@@ -45,11 +45,15 @@ def local_pipeline():
 
 @pytest.fixture
 def curate(tmp_path):
-    """Runs the command line in this process with the demo model; the exit code must be as expected."""
+    """Runs the command line in this process with the demo model; the exit code must be as expected.
+
+    There is no report unless ``--report`` asks for it.
+    """
 
     def run(source: str, *flags: str, output: Path | str | None = None, code: int = 0) -> Dataset:
         output = output or tmp_path / "output"
-        arguments = [f"--input={source}", f"--output_dir={output}", "--clip_model=demo", *_SMALL, *flags]
+        quick = () if "--report" in flags else ("--noreport",)
+        arguments = [f"--input={source}", f"--output_dir={output}", "--clip_model=demo", *_SMALL, *quick, *flags]
         assert main(arguments) == code
         return Dataset(output)
 

@@ -241,6 +241,12 @@ def is_temporary(uri: str) -> bool:
     return posixpath.basename(uri).startswith(_TEMPORARY)
 
 
+def unfinished(uri: str) -> list[str]:
+    """What processes that were killed while they published this file have left beside it."""
+    directory, name = FileSystems.split(uri)
+    return [file.path for file in find(join(directory, f"{_TEMPORARY}*.{name}"))]
+
+
 @contextlib.contextmanager
 def _storage(action: str, uri: str) -> Iterator[None]:
     """Names the file when a call to the storage fails. The clients' errors have no class in common."""
@@ -258,7 +264,7 @@ _ABSENT_STATUS = (403, 404)  # HTTP
 
 
 @contextlib.contextmanager
-def publish(uri: str) -> Iterator[HashingWriter]:
+def publish(uri: str, mime_type: str = "application/octet-stream") -> Iterator[HashingWriter]:
     """Writes a file that appears under ``uri`` whole or not at all; an older one is replaced.
 
     A file system with directories gets a temporary name beside the target and a rename.
@@ -270,7 +276,7 @@ def publish(uri: str) -> Iterator[HashingWriter]:
     in_place = FileSystems.get_scheme(uri) in _OBJECT_STORES
     target = uri if in_place else join(directory, f"{_TEMPORARY}{uuid.uuid4().hex[:12]}.{name}")
     with _storage("write", uri):
-        file = FileSystems.create(target, compression_type=CompressionTypes.UNCOMPRESSED)
+        file = FileSystems.create(target, mime_type, compression_type=CompressionTypes.UNCOMPRESSED)
     writer = HashingWriter(file, uri)
     try:
         yield writer

@@ -12,6 +12,7 @@ from beam_curate.errors import CurateError
 from beam_curate.formats import files
 
 NAME = "_manifest.json"
+REPORT_NAME = "_report.html"
 REJECTS_DIR = "_rejects"
 EMBEDDINGS_DIR = "_embeddings"
 FORMAT_VERSION = 1
@@ -104,7 +105,7 @@ def finish(
             file.write(data)
     with files.publish(files.join(output_dir, NAME)) as file:
         file.write(encode(manifest))
-    clear(output_dir)
+    clear(output_dir, replaced=True)
     return len(changed)
 
 
@@ -112,10 +113,15 @@ def _without_sidecars(manifest: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name != "sidecars"}
 
 
-def clear(output_dir: str) -> None:
-    """Removes what the manifest does not list, if there is one: what unfinished or replaced runs have left."""
+def clear(output_dir: str, replaced: bool = False) -> None:
+    """Removes what the manifest does not list, if there is one: what unfinished or replaced runs have left.
+
+    The report is part of a finished dataset, unless the dataset that it tells of has been replaced.
+    """
     existing = read(output_dir)
     keep = {NAME, *listed(existing)} if existing is not None else set()
+    if existing is not None and not replaced:
+        keep.add(REPORT_NAME)
     stale = [
         path
         for path in files.list_tree(output_dir)
@@ -157,7 +163,7 @@ def choose_sidecars(names: Iterable[str]) -> tuple[str, ...]:
 def is_ours(output_dir: str, path: str) -> bool:
     """Whether a path below an output directory is a file of this program, or a temporary one of it."""
     return (
-        path == NAME
+        path in (NAME, REPORT_NAME)
         or _SHARD_NAME.fullmatch(path) is not None
         or _REJECTS_NAME.fullmatch(path) is not None
         or _is_stored(path)

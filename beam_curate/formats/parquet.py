@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import ijson
@@ -171,6 +171,30 @@ def write_rows(uri: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]) -> f
         for row in rows:
             writer.add(row)
     return file
+
+
+def scan(uri: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of a file, one row group after the other. Of the file only these columns are read."""
+    with files.open_read(uri) as file:
+        table = pq.ParquetFile(file)
+        for group in range(table.num_row_groups):
+            yield table.read_row_group(group, columns=list(columns))
+
+
+def bounds(uri: str, column: str) -> tuple[float, float] | None:
+    """The least and the greatest number of a column, as the file's footer states them; None where all are missing."""
+    with files.open_read(uri) as file:
+        metadata = pq.ParquetFile(file).metadata
+    chunks = [
+        metadata.row_group(group).column(i)
+        for group in range(metadata.num_row_groups)
+        for i in range(metadata.num_columns)
+    ]
+    stated = [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
+    known = [statistics for statistics in stated if statistics is not None and statistics.has_min_max]
+    if not known:
+        return None
+    return min(float(statistics.min) for statistics in known), max(float(statistics.max) for statistics in known)
 
 
 def open_table(uri: str) -> pq.ParquetFile:

@@ -181,6 +181,25 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     return header
 
 
+def thumbnail(data: bytes, side: int, max_pixels: int) -> Image.Image:
+    """A small upright RGB copy of an encoded image, neither width nor height above ``side`` pixels.
+
+    Raises:
+      ImageError: it cannot be decoded, or has more than ``max_pixels`` pixels.
+    """
+    header = read_header(data, max_pixels)
+    try:
+        with _open(data) as image:
+            image.draft(None, (2 * side, 2 * side))
+            small = _to_rgb(image)
+            small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    except ImageError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise ImageError(UNDECODABLE, f"{type(error).__name__}: {error}", header) from error
+    return Image.fromarray(np.ascontiguousarray(_upright(np.asarray(small), header.orientation)))
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)

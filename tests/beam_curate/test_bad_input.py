@@ -31,7 +31,13 @@ from beam_curate.models.clip import ClipModelHandler
 from beam_curate.models.preprocess import ImageError, read_header
 from beam_curate.records import ImageRecord, Rejection, Sample
 
-FLAGS = ("--clip_model=demo", "--inference_batch_size=16", "--aesthetic_threshold=-100", "--nsfw_threshold=100")
+FLAGS = (
+    "--clip_model=demo",
+    "--inference_batch_size=16",
+    "--aesthetic_threshold=-100",
+    "--nsfw_threshold=100",
+    "--noreport",
+)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ def output(tmp_path_factory):
     root = tmp_path_factory.mktemp("consumers")
     source = write_dataset(root / "in", tars=2, samples=5)
     arguments = ["--clip_model=demo", "--aesthetic_threshold=-100", "--nsfw_threshold=100", "--inference_batch_size=8"]
+    arguments.append("--noreport")
     assert main([f"--input={source}", f"--output_dir={root}/out", "--images_per_tar=4", *arguments]) == 0
     return Dataset(root / "out")
 

@@ -37,7 +37,13 @@ def run(tmp_path, source, monkeypatch):
     monkeypatch.setattr(metrics, "totals", remember)
 
     def start(name: str, *flags: str, code: int = 0):
-        common = ("--clip_model=demo", "--inference_batch_size=8", "--aesthetic_threshold=-100", "--nsfw_threshold=100")
+        common = (
+            "--clip_model=demo",
+            "--inference_batch_size=8",
+            "--aesthetic_threshold=-100",
+            "--nsfw_threshold=100",
+            "--noreport",
+        )
         assert main([f"--input={source}", f"--output_dir={tmp_path / name}", *common, *flags]) == code
         return Dataset(tmp_path / name), dict(counted)
 
@@ -132,6 +138,7 @@ def test_weights_that_cannot_be_had_are_not_needed_if_everything_is_in_the_store
         f"--nsfw_head={shared}/heads/clip_autokeras_nsfw_b32.safetensors",
         "--inference_batch_size=2",
         "--nsfw_threshold=2",
+        "--noreport",
     ]
     assert main([*arguments, f"--output_dir={tmp_path}/first"]) == 0
     os.remove(weights)

@@ -53,6 +53,7 @@ def dataset(shared, b32_checkpoint, through, tmp_path_factory) -> Dataset:
         f"--images_per_tar={PER_TAR}",
         "--inference_batch_size=60",
         "--device=cpu",
+        "--noreport",
     ]
     with patch.context():
         assert main(arguments) == 0

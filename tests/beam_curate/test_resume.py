@@ -25,6 +25,7 @@ FLAGS = (
     "--aesthetic_threshold=-100",
     "--nsfw_threshold=100",
     "--images_per_tar=60",
+    "--noreport",
 )
 
 

@@ -21,6 +21,7 @@ FLAGS = (
     "--images_per_tar=20",
     "--aesthetic_threshold=-100",
     "--nsfw_threshold=100",
+    "--noreport",
 )
 
 

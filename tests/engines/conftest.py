@@ -21,6 +21,7 @@ FLAGS = (
     "--images_per_tar=40",
     "--aesthetic_threshold=3",
     "--nsfw_threshold=0.9",
+    "--noreport",
 )
 
 

@@ -12,10 +12,12 @@ import pytest
 from buckets import BUCKET, bucket, objects, upload
 from engines import requests_in
 from outputs import tree
+from reports import Report
 from tars import sample_members, write_tar
 
 from beam_curate import verify
 from beam_curate.models import heads
+from beam_curate.report.__main__ import main as report_main
 
 RANGE = 16 << 20  # bytes that Beam asks for at once
 
@@ -53,6 +55,19 @@ def test_input_output_store_and_verify_are_on_the_bucket_and_the_tars_have_the_b
     assert "0 images embedded, 2000 from the embedding store" in capsys.readouterr().out
     again = objects("again")
     assert again == {name: digest for name, digest in undisturbed.items() if not name.startswith("_embeddings/")}
+
+
+def test_the_report_of_a_dataset_on_the_bucket(undisturbed):
+    page = f"gs://{BUCKET}/pages/report.html"
+    assert report_main([f"gs://{BUCKET}/undisturbed", f"--output={page}"]) == 0
+    blob = bucket().get_blob("pages/report.html")
+    assert blob.content_type == "text/html; charset=utf-8"
+    found = Report(blob.download_as_bytes())
+    starts = {name: axis["start"] for name, axis in found.data["axes"].items()}
+    assert found.kept(**starts) == found.data["written"] > 400
+    assert len(found.all("img")) >= 2 * (24 + 8)
+    assert "This picture is not where it was" not in found.words
+    assert f"--output_dir=gs://{BUCKET}/undisturbed" in found.command
 
 
 def test_heads_are_read_from_the_bucket(gcs, curate, tars):

@@ -14,6 +14,7 @@ from outputs import tree
 
 from beam_curate import verify
 from beam_curate.models import heads
+from beam_curate.report.__main__ import main as report_main
 
 BUCKET = "bucket"
 
@@ -75,8 +76,11 @@ def test_input_output_store_and_verify_are_on_the_bucket_and_the_tars_have_the_b
     assert sum(name.startswith("_embeddings/") for name in found) == 7
     assert not any("_tmp." in name for name in found)
     assert verify.main([output, endpoint(s3)]) == 0
+    assert report_main([output, endpoint(s3)]) == 0
+    assert verify.main([output, endpoint(s3)]) == 0
     capsys.readouterr()
     curate(tars, output, endpoint(s3), "--images_per_tar=100", "--overwrite")
+    assert "_report.html" not in objects(s3, "out")
     assert "0 images embedded, 300 from the embedding store" in capsys.readouterr().out
     assert verify.main([output, endpoint(s3)]) == 0
 

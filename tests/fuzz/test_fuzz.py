@@ -79,7 +79,7 @@ def test_whatever_comes_in_adds_up(tmp_path_factory, datas):
     (root / "in").mkdir()
     for i, data in enumerate(datas):
         (root / "in" / f"{i}.tar").write_bytes(data)
-    flags = ("--clip_model=demo", "--inference_batch_size=8", "--images_per_tar=3")
+    flags = ("--clip_model=demo", "--inference_batch_size=8", "--images_per_tar=3", "--noreport")
     assert main([f"--input={root}/in", f"--output_dir={root}/out", *flags]) == 0
     dataset = Dataset(root / "out")
     images = dataset.manifest["images"]

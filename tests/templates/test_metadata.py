@@ -80,6 +80,7 @@ GOOD = {
     "strict": ["true"],
     "verbose": ["false"],
     "progress": ["log", "none"],
+    "report": ["true", "false"],
     "deterministic_name": ["false"],
     "write_embeddings": ["false"],
     "member_names": ["sequential"],

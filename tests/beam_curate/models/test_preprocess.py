@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from tars import image_bytes, read_members
 from torchvision.transforms import Compose
 
-from beam_curate.models.preprocess import ImageError, Preprocess, make_preprocessor, read_header
+from beam_curate.models.preprocess import ImageError, Preprocess, make_preprocessor, read_header, thumbnail
 
 
 def expected_pixels(data: bytes, cfg: PreprocessCfg) -> np.ndarray:
@@ -109,3 +109,28 @@ def test_what_is_no_image_is_undecodable(data):
     with pytest.raises(ImageError) as error:
         read_header(data, 10**8)
     assert error.value.reason == "undecodable"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_thumbnails_are_small_and_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = image_bytes(3, size=(900, 300), exif=exif)
+    small = thumbnail(data, 90, 10**6)
+    assert small.size == ((30, 90) if orientation >= 5 else (90, 30))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).resize(small.size, Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(expected)).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_thumbnails_of_any_mode_are_rgb(mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (40, 20)).save(buffer, "PNG")
+    assert thumbnail(buffer.getvalue(), 90, 10**6).mode == "RGB"
+
+
+def test_thumbnails_of_too_large_and_of_broken_images_are_refused():
+    data = image_bytes(1, size=(200, 100))
+    for broken, pixels in ((data, 19_999), (data[:-300], 20_000), (b"text", 20_000)):
+        with pytest.raises(ImageError):
+            thumbnail(broken, 90, pixels)
