@@ -25,7 +25,7 @@ def main() -> None:
         "py-spy is not installed: pip install '.[bench]'"
     )
     command = [sys.executable, "-m", "beam_curate", f"--input={source}", f"--output_dir={output}", "--clip_model=demo"]
-    command += ["--aesthetic_threshold=-100", "--nsfw_threshold=100"]
+    command += ["--aesthetic_threshold=-100", "--nsfw_threshold=100", "--noreport", "--progress=none"]
     spied = [spy, "record", "--format=raw", f"--rate={RATE}", "--output", str(stacks), "--", *command]
     subprocess.run(spied, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     own: Counter[str] = Counter()

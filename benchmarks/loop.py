@@ -23,7 +23,7 @@ def main(source: str, output: str) -> None:
     model = handler.load_model()
     size = handler.checkpoint.embedding_size
     heads = {f"{kind}_score": find_head(kind, "auto", "demo", "demo", False, size).load() for kind in (AESTHETIC, NSFW)}
-    settings = WriteShards(output, IMAGES_PER_TAR, remove_image_data=True)._settings
+    settings = WriteShards(output, IMAGES_PER_TAR, remove_image_data=True).settings
     kept: list[tuple[int, ImageRecord]] = []
     batch = []
     written = rank = 0

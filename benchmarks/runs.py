@@ -47,10 +47,11 @@ def timed(command: Sequence[str]) -> Run:
 
 
 def curate(source: Path, output: Path, *flags: str) -> Run:
-    """One run of the whole program with the demo model, everything kept, into a fresh directory."""
+    """One run of the whole program with the demo model, everything kept, without a report, into a fresh directory."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "beam_curate", f"--input={source}", f"--output_dir={output}", "--clip_model=demo"]
-    return timed([*command, "--aesthetic_threshold=-100", "--nsfw_threshold=100", *flags])
+    quiet = ["--noreport", "--progress=none"]
+    return timed([*command, "--aesthetic_threshold=-100", "--nsfw_threshold=100", *quiet, *flags])
 
 
 def interleaved(repetitions: int, measures: dict[str, Callable[[], Run]]) -> dict[str, list[Run]]:

@@ -106,7 +106,7 @@ class WriteShards(beam.PTransform[PCollection[ImageRecord], WriteShardsResult]):
             raise ValueError(f"images_per_tar must be at least 1, not {images_per_tar}")
         if member_names not in MEMBER_NAMES:
             raise ValueError(f"member_names must be one of {MEMBER_NAMES}, not {member_names!r}")
-        self._settings = _Settings(
+        self.settings = Settings(
             output_dir.rstrip("/") if output_dir.strip("/") else output_dir,
             images_per_tar,
             remove_image_data,
@@ -122,7 +122,7 @@ class WriteShards(beam.PTransform[PCollection[ImageRecord], WriteShardsResult]):
         self._tars = tars
 
     def expand(self, records: PCollection[ImageRecord]) -> WriteShardsResult:
-        settings = self._settings
+        settings = self.settings
         ranked, order = records | "Rank" >> RankGlobally(content)
         plan = order | "Plan" >> beam.ParDo(_MakePlan(settings))
         names = ranked | "UniqueImageIds" >> UniqueImageIds()
@@ -150,7 +150,9 @@ class WriteShards(beam.PTransform[PCollection[ImageRecord], WriteShardsResult]):
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
+    """What a ``WriteShards`` was asked for."""
+
     output_dir: str
     images_per_tar: int
     remove_image_data: bool
@@ -173,7 +175,7 @@ def content(record: ImageRecord) -> bytes:
     return b"".join((texts, size, record.digest, record.sha256, record.embedding or b"", scores))
 
 
-def dataset_hash(settings: _Settings, order: Order) -> str:
+def dataset_hash(settings: Settings, order: Order) -> str:
     """12 hex digits over ``images_per_tar``, whatever else changes the files' bytes, and every record in order."""
     facts = [
         settings.images_per_tar,
@@ -193,7 +195,7 @@ def _nothing(_: None) -> tuple[()]:
 
 
 class _MakePlan(beam.DoFn):
-    def __init__(self, settings: _Settings):
+    def __init__(self, settings: Settings):
         self._settings = settings
 
     def process(self, order: Order) -> Iterator[Plan]:
@@ -208,7 +210,7 @@ class _MakePlan(beam.DoFn):
 
 
 class _WriteShard(beam.DoFn):
-    def __init__(self, settings: _Settings):
+    def __init__(self, settings: Settings):
         self._settings = settings
 
     def process(
@@ -233,7 +235,7 @@ class _WriteShard(beam.DoFn):
             yield TaggedOutput(RECORDS, record)
 
 
-def finished_shard(settings: _Settings, index: int) -> WrittenShard:
+def finished_shard(settings: Settings, index: int) -> WrittenShard:
     """A shard of the finished dataset, as the manifest lists it; an index that it does not list is written."""
     document = manifest.read(settings.output_dir)
     if document is None:
@@ -247,7 +249,7 @@ def finished_shard(settings: _Settings, index: int) -> WrittenShard:
     return replace(shard, sidecars=(known,))
 
 
-def publish_index(settings: _Settings, tar: str, members: Iterable[Member] | None = None) -> WrittenSidecar:
+def publish_index(settings: Settings, tar: str, members: Iterable[Member] | None = None) -> WrittenSidecar:
     """Publishes a tar's DALI index, made from the tar where its ``members`` are not at hand."""
     name = index_name(tar)
     data = index_tar(files.join(settings.output_dir, tar)) if members is None else dali_index(members)
@@ -271,14 +273,14 @@ def _shard_names(plan: Plan, index: int) -> tuple[str, str]:
     return f"{stem}.tar", f"{stem}.parquet"
 
 
-def _named(settings: _Settings, tar: str, rank: int, record: ImageRecord) -> tuple[str, ImageRecord]:
+def _named(settings: Settings, tar: str, rank: int, record: ImageRecord) -> tuple[str, ImageRecord]:
     """The key under which a record's members are written, and the record with its place in the output."""
     key = f"{rank:09d}" if settings.member_names == "sequential" else record.image_id
     return key, replace(record, tar_file=tar, member_name=member_name(key, record.member))
 
 
 def find_shard(
-    settings: _Settings, plan: Plan, index: int, ranked: list[tuple[int, ImageRecord]]
+    settings: Settings, plan: Plan, index: int, ranked: list[tuple[int, ImageRecord]]
 ) -> tuple[WrittenShard, list[ImageRecord]] | None:
     """A shard that an interrupted run of the same dataset has published whole; None if it must be written.
 
@@ -305,7 +307,7 @@ def find_shard(
 
 
 def write_shard(
-    settings: _Settings, plan: Plan, index: int, ranked: list[tuple[int, ImageRecord]]
+    settings: Settings, plan: Plan, index: int, ranked: list[tuple[int, ImageRecord]]
 ) -> tuple[WrittenShard, list[ImageRecord]]:
     """Publishes one shard's tar, then its Parquet, then its index if asked for.
 
@@ -348,7 +350,7 @@ def write_shard(
     return shard, records
 
 
-def _embedding_size(settings: _Settings, ranked: list[tuple[int, ImageRecord]]) -> int | None:
+def _embedding_size(settings: Settings, ranked: list[tuple[int, ImageRecord]]) -> int | None:
     """The numbers in an embedding; None if the column is not to be written, or no record has one."""
     sizes = {None if record.embedding is None else len(record.embedding) // 2 for _, record in ranked}
     if len(sizes) > 1:
@@ -445,7 +447,7 @@ class _SumTars(beam.CombineFn):
 
 
 class _Finish(beam.DoFn):
-    def __init__(self, settings: _Settings, knows_tars: bool):
+    def __init__(self, settings: Settings, knows_tars: bool):
         self._settings = settings
         self._knows_tars = knows_tars
 
@@ -474,7 +476,7 @@ def _facts(of_dataset: Mapping[str, bytes]) -> Iterator[WrittenSidecar]:
 
 
 def compose_manifest(
-    settings: _Settings,
+    settings: Settings,
     plan: Plan,
     shards: list[WrittenShard],
     rejects: list[WrittenRejects],

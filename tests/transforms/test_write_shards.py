@@ -22,7 +22,7 @@ from beam_curate.records import ImageRecord
 from transforms import EmbedImages, MatchTarShards, ReadTarShards, WriteShards
 from transforms.match_tar_shards import match_tars
 from transforms.read_tar_shards import read_entries
-from transforms.write_shards import Plan, _Settings, find_shard, write_shard
+from transforms.write_shards import Plan, Settings, find_shard, write_shard
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_the_order_in_which_records_come_does_not_show(tmp_path, local_pipeline)
 
 def test_a_writer_called_twice_or_at_the_same_time_for_one_shard_leaves_one(tmp_path):
     records = records_of(write_dataset(tmp_path / "in", tars=2, samples=8))
-    settings = _Settings(str(tmp_path / "out"), 16, True, False, "id", True, False, None, Provenance())
+    settings = Settings(str(tmp_path / "out"), 16, True, False, "id", True, False, None, Provenance())
     plan = Plan("0123456789ab", "0123456789ab", len(records), False)
     ranked = list(enumerate(records))
     first = write_shard(settings, plan, 0, ranked)
