@@ -13,7 +13,13 @@ from terminal import on_terminal
 from beam_curate import metrics, progress
 from beam_curate.progress import describe
 
-FLAGS = ("--clip_model=demo", "--inference_batch_size=8", "--images_per_tar=50", "--aesthetic_threshold=3")
+FLAGS = (
+    "--clip_model=demo",
+    "--inference_batch_size=8",
+    "--images_per_tar=50",
+    "--aesthetic_threshold=3",
+    "--noreport",
+)
 TARS, SAMPLES = 12, 50
 
 

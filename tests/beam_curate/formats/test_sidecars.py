@@ -36,6 +36,7 @@ def output(tmp_path_factory):
     root = tmp_path_factory.mktemp("sidecars")
     source = write_dataset(root / "in", tars=2, samples=5)
     flags = ["--clip_model=demo", "--aesthetic_threshold=-100", "--nsfw_threshold=100", "--inference_batch_size=8"]
+    flags.append("--noreport")
     assert main([f"--input={source}", f"--output_dir={root}/out", "--images_per_tar=4", *flags, ALL]) == 0
     return Dataset(root / "out")
 
