@@ -89,11 +89,8 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
             if kind == SourceChangedError.__name__:
                 # Shards that are written already would belong to no dataset.
                 manifest.clear(chosen.output_dir)
-            if kind is None and "prism binary" in str(error):
-                raise CurateError(
-                    f"--runner: Beam cannot download Prism ({error.__cause__ or error}); build it with "
-                    f"go install {_PRISM} and give --prism_location, or leave --runner out"
-                ) from error
+            if kind is None and (advice := _advice(error)):
+                raise CurateError(f"--runner: {advice} ({error.__cause__ or error})") from error
             raise
         if options.template_location(chosen):
             print(f"the job was written to {options.template_location(chosen)}; nothing was run")
@@ -110,6 +107,15 @@ def run(argv: Sequence[str]) -> dict[str, Any] | None:
     if chosen.strict:
         check_strict(document, chosen.output_dir)
     return document
+
+
+def _advice(error: Exception) -> str | None:
+    """What to do where Beam cannot download what a runner needs; None if that is not what went wrong."""
+    if "remote prism binary" in str(error):
+        return f"Beam cannot download Prism; build it with go install {_PRISM} and give --prism_location"
+    if "remote job server jar" in str(error):
+        return "Beam cannot download the job server; give its jar as --flink_job_server_jar or --spark_job_server_jar"
+    return None
 
 
 def _set_up_logging(verbose: bool) -> None:
@@ -216,7 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         except (Exception, KeyboardInterrupt) as error:
             if interrupted.is_set():
-                print("beam-curate: stopped; the same command continues from here", file=sys.stderr, flush=True)
+                stopped = "stopped; the same command continues from here"
+                if options.runs_elsewhere(options.parse(argv)):
+                    stopped = "stopped waiting; a job that was submitted goes on until it is cancelled where it runs"
+                print(f"beam-curate: {stopped}", file=sys.stderr, flush=True)
                 # Threads of workers may be in the middle of a batch, and Python would wait for them.
                 os._exit(INTERRUPTED)
             _, message = find_error(error)

@@ -43,12 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--nsfw_threshold=0.5",
         "--images_per_tar=50",
     ]
+    print(f"{_TARS} tars of made-up pictures are in {source}; some are broken on purpose, and decoders will say so")
     print(f"$ python -m beam_curate {shlex.join(arguments)}", flush=True)
     code = curate(arguments)
     if code:
         return code
     print(f"$ python -m beam_curate.verify {shlex.quote(str(output))}", flush=True)
-    return verify.main([str(output)])
+    code = verify.main([str(output)])
+    print(f"open {output / '_report.html'} in a browser; then give --input and --output_dir of your own")
+    return code
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def count(name: str, number: int = 1) -> None:
     """Adds to a counter."""
     _counter(name).inc(number)
     if name in _SLOTS and (directory := os.environ.get(TALLIES)):
-        _tally(directory, os.getpid()).add(_SLOTS[name], number)
+        with _tally_lock:
+            _tally(directory, os.getpid())[_SLOTS[name]] += number
 
 
 def rejected(reason: str) -> str:
@@ -67,23 +68,15 @@ def _counter(name: str) -> Counter:
     return Metrics.counter(NAMESPACE, name)
 
 
-class _Tally:
-    """The counts of one process."""
-
-    def __init__(self, path: Path):
-        with open(path, "w+b") as file:
-            file.truncate(8 * len(_TALLIED))
-            self._numbers = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
-        self._lock = threading.Lock()
-
-    def add(self, slot: int, number: int) -> None:
-        with self._lock:
-            self._numbers[slot] += number
+# Of this process: its threads make the tally and add to it one at a time.
+_tally_lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
-def _tally(directory: str, process: int) -> _Tally:
-    return _Tally(Path(directory) / str(process))
+def _tally(directory: str, process: int) -> memoryview:
+    with open(Path(directory) / str(process), "w+b") as file:
+        file.truncate(8 * len(_TALLIED))
+        return memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
 
 
 def tallied(directory: str) -> dict[str, int]:

@@ -12,10 +12,12 @@ from typing import Any, NoReturn
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
     PipelineOptions,
+    PortableOptions,
     StandardOptions,
     TestOptions,
     _BeamArgumentParser,
 )
+from apache_beam.runners.runner import create_runner
 
 from beam_curate.errors import UsageError
 from beam_curate.formats.files import GLOB_CHARACTERS
@@ -257,6 +259,10 @@ def parse(argv: Sequence[str]) -> CurateOptions:
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = DEFAULT_RUNNER
+    try:
+        create_runner(standard.runner)
+    except (ValueError, ImportError, AttributeError):
+        raise UsageError(f"--runner: Beam has no runner {standard.runner!r}") from None
     if (is_dry_run(options) or template_location(options)) and not runs_on_dataflow(options):
         raise UsageError(f"--dry_run and --template_location need --runner={DATAFLOW_RUNNER}; others would run the job")
     return options
@@ -264,6 +270,12 @@ def parse(argv: Sequence[str]) -> CurateOptions:
 
 def runs_on_dataflow(options: PipelineOptions) -> bool:
     return _runner_name(options.view_as(StandardOptions).runner) == DATAFLOW_RUNNER
+
+
+def runs_elsewhere(options: PipelineOptions) -> bool:
+    """Whether the job goes on without the process that submitted it."""
+    runner = _runner_name(options.view_as(StandardOptions).runner)
+    return runner not in _LOCAL_RUNNERS and options.view_as(PortableOptions).job_endpoint != "embed"
 
 
 def is_dry_run(options: PipelineOptions) -> bool:
@@ -297,6 +309,8 @@ def check_beam_flags(arguments: list[str]) -> None:
     ours = [action.option_strings[0] for action in parser._actions if action.option_strings]
     runner = _runner_name(known.runner)
     for argument in unknown:
+        if not argument.startswith("-"):
+            raise UsageError(f"{argument}: not a flag; quote a glob, and separate paths with commas")
         name = argument.partition("=")[0]
         close = difflib.get_close_matches(name, ours, 1, 0.8)
         if close or runner in _LOCAL_RUNNERS or not name.startswith("--"):

@@ -92,19 +92,17 @@ def describe(numbers: Mapping[str, int], seconds: float) -> str:
     embedded, stored = numbers[metrics.IMAGES_EMBEDDED], numbers[metrics.IMAGES_FROM_STORE]
     failed, filtered = numbers[metrics.IMAGES_FAILED], numbers[metrics.IMAGES_FILTERED]
     planned, written = numbers[metrics.SHARDS_PLANNED], numbers[metrics.SHARDS_WRITTEN]
-    images = (
-        f"{embedded} images embedded, {stored} from the store, {embedded + stored - filtered} kept, "
-        f"{failed + filtered} rejected"
-    )
+    kept, rejected = embedded + stored - filtered, failed + filtered
+    images = f"{embedded} embedded, {stored} from the store, {kept} kept, {rejected} rejected"
     if planned:
         return f"{written} of {planned} shards written; {images}"
     if not matched:
         return "starting"
     if done == matched:
         return f"ranking; {images}"
-    rate = (embedded + stored + failed) / seconds
     left = f", {_duration(seconds / done * (matched - done))} left" if done else ""
-    return f"{done} of {matched} tars; {images}; {rate:.0f} images/s{left}"
+    # What matters most first: a narrow terminal shows only the beginning.
+    return f"{done} of {matched} tars{left}, {(embedded + stored + failed) / seconds:.0f} images/s; {images}"
 
 
 def _duration(seconds: float) -> str:

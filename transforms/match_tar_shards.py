@@ -29,15 +29,20 @@ def match_tars(patterns: Sequence[str], limit: int | None = None) -> list[Source
     for pattern in patterns:
         tars = _match(pattern)
         if not tars:
-            raise CurateError(f"--input: nothing matches {pattern}")
+            hint = "" if _is_glob(pattern) else "; a directory stands for the .tar files in it"
+            raise CurateError(f"--input: nothing matches {pattern}{hint}")
         found.update((tar.uri, tar) for tar in tars)
     return [found[uri] for uri in sorted(found)][:limit]
 
 
 def _match(pattern: str) -> list[SourceTar]:
-    if not any(character in pattern for character in files.GLOB_CHARACTERS):
+    if not _is_glob(pattern):
         return _find(pattern.rstrip("/") + "/*.tar") or _find(pattern)
     return _find(pattern)
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(character in pattern for character in files.GLOB_CHARACTERS)
 
 
 def _find(pattern: str) -> list[SourceTar]:

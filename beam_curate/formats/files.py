@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
-from apache_beam.io.filesystem import CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.utils import retry
 
@@ -255,12 +255,27 @@ def _storage(action: str, uri: str) -> Iterator[None]:
     except CurateError:
         raise
     except Exception as error:
-        absent = isinstance(error, _ABSENT) or getattr(error, "code", None) in _ABSENT_STATUS
-        raise (UnavailableError if absent else CurateError)(f"cannot {action} {uri}: {error}") from error
+        cause = _innermost(error)
+        status = getattr(cause, "code", None)
+        absent = isinstance(cause, _ABSENT) or status in _ABSENT_STATUS
+        advice = "; see that these credentials may use the bucket" if status in _REFUSED_STATUS else ""
+        raise (UnavailableError if absent else CurateError)(f"cannot {action} {uri}: {cause}{advice}") from error
+
+
+def _innermost(error: Exception) -> Exception:
+    """What a client raised, out of the collections that Beam's file systems put it into."""
+    while isinstance(error, BeamIOError) and error.exception_details:
+        details = error.exception_details
+        inner = next(iter(details.values())) if isinstance(details, dict) else details
+        if not isinstance(inner, Exception):
+            break
+        error = inner
+    return error
 
 
 _ABSENT = (FileNotFoundError, PermissionError, IsADirectoryError)
-_ABSENT_STATUS = (403, 404)  # HTTP
+_REFUSED_STATUS = (401, 403)  # HTTP
+_ABSENT_STATUS = (403, 404)
 
 
 @contextlib.contextmanager

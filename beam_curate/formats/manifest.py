@@ -160,6 +160,13 @@ def choose_sidecars(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in SIDECARS if name in asked)
 
 
+def sidecars_of(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the sidecars that a dataset has."""
+    listed_files = [sidecar["file"] for sidecar in manifest.get("sidecars", [])]
+    names = [name for name, sidecar in OF_DATASET.items() if sidecar.file in listed_files]
+    return choose_sidecars([*names, DALI] if any(file.endswith(".idx") for file in listed_files) else names)
+
+
 def is_ours(output_dir: str, path: str) -> bool:
     """Whether a path below an output directory is a file of this program, or a temporary one of it."""
     return (

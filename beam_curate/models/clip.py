@@ -261,9 +261,16 @@ class ClipModel:
                 if not _is_out_of_memory(error):
                     raise
                 if rows == 1:
-                    raise CurateError(f"not enough memory on {self._device} to embed one image: {error}") from error
+                    raise CurateError(
+                        f"not enough memory on {self._device} to embed even one image; choose a smaller --clip_model: "
+                        f"{error}"
+                    ) from error
                 self._rows = min(self._rows, (rows + 1) // 2)
-            _logger.warning("out of memory on %s; embedding %d images at a time", self._device, self._rows)
+            _logger.warning(
+                "out of memory on %s; from now on %d images are embedded at a time (--inference_batch_size)",
+                self._device,
+                self._rows,
+            )
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -284,7 +291,10 @@ class ClipModel:
                 if self._weights_sha256 is not None and _file_sha256(path) != self._weights_sha256:
                     raise CurateError(f"{self._checkpoint.source} has changed since the run was started")
                 if self._device.type == "cuda" and not torch.cuda.is_available():
-                    raise CurateError("--device: there are images to embed, and no CUDA device was found to do it")
+                    raise CurateError(
+                        "--device: there are images to embed, and no CUDA device was found; "
+                        "install the GPU's driver, or give --device=cpu"
+                    )
                 tower = build_tower(self._checkpoint, weights.read_tensors(path), self._dtype).to(self._device)
                 self._mean = torch.tensor(self.preprocess.mean, device=self._device).view(1, 3, 1, 1)
                 self._std = torch.tensor(self.preprocess.std, device=self._device).view(1, 3, 1, 1)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from beam_curate.formats.manifest import sidecars_of
 from beam_curate.options import CurateOptions
 from beam_curate.records import (
     ABOVE_NSFW_THRESHOLD,
@@ -185,6 +186,8 @@ def command(facts: Facts, output_dir: str, embeddings_dir: str | None) -> str | 
     if facts.store is None and "precision" in config:
         # Where the embeddings are stored, the run takes them as they are; else they must be made in the same way.
         words.append(f"--precision={config['precision']}")
+    if sidecars := sidecars_of(document):
+        words.append(f"--sidecars={','.join(sidecars)}")
     words.append("--overwrite")
     text = " ".join(words)
     return text if len(text) <= _LONGEST_COMMAND else None
@@ -238,10 +241,11 @@ def _score_plots(facts: Facts, axes: list[Axis]) -> list[Plot]:
         passing = facts.grid.passing((axis,))
         sign = "at least" if axis.keeps_above else "below"
         quarter, half, three_quarters = (number(_quantile(axis, cells, q)) for q in (0.25, 0.5, 0.75))
+        where = "the dashed line" if plots.shows_threshold(axis) else "far outside this plot"
         text = (
             f"Half of the {_count(facts.grid.total)} scored images have a score below about {half}, a quarter below "
             f"{quarter}, a quarter above {three_quarters}. {_count(passing)} are {sign} this run's threshold of "
-            f"{number(axis.threshold)}, the dashed line."
+            f"{number(axis.threshold)}, {where}."
         )
         rows = [(f"{number(edges[i])} to {number(edges[i + 1])}", _count(int(n))) for i, n in enumerate(bins) if n]
         title = axis.title[0].upper() + axis.title[1:]

@@ -32,8 +32,15 @@ def _params(*axes: Axis | None) -> list[dict[str, Any]]:
     return [{"name": axis.name, "value": axis.threshold} for axis in axes if axis]
 
 
+def shows_threshold(axis: Axis) -> bool:
+    """Whether the run's threshold is near enough to the scores to be drawn with them."""
+    low, high = axis.lattice[0], axis.lattice[-1]
+    return 2 * low - high <= axis.threshold <= 2 * high - low
+
+
 def _scale(axis: Axis) -> dict[str, Any]:
-    return {"domain": [axis.lattice[0], axis.lattice[-1]], "nice": False, "zero": False}
+    shown = [axis.lattice[0], axis.lattice[-1], *([axis.threshold] if shows_threshold(axis) else [])]
+    return {"domain": [min(shown), max(shown)], "nice": False, "zero": False}
 
 
 def _passes(axis: Axis) -> str:

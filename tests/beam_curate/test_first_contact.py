@@ -96,3 +96,22 @@ def test_a_bucket_without_credentials(no_credentials, tmp_path, curate, capsys, 
 def test_a_wrong_glob(tmp_path, curate, capsys):
     curate(f"{tmp_path}/*.tra", code=1)
     assert f"beam-curate: --input: nothing matches {tmp_path}/*.tra\n" in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_that_are_not_in_tars(tmp_path, curate, capsys):
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "a.jpg").write_bytes(b"")
+    curate(str(tmp_path / "loose"), code=1)
+    assert "a directory stands for the .tar files in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["b.tar"], "b.tar: not a flag; quote a glob, and separate paths with commas"),
+        (["--runner=Foo"], "--runner: Beam has no runner 'Foo'"),
+    ],
+)
+def test_wrong_usage_is_one_line(tmp_path, curate, capsys, flags, said):
+    curate(f"{tmp_path}/a.tar", *flags, code=2)
+    assert capsys.readouterr().err == f"beam-curate: {said}\n"

@@ -39,7 +39,8 @@ def test_globs_directories_and_paths_in_one_sorted_list(folder, patterns, limit,
 def test_a_pattern_that_matches_nothing_is_named(folder, pattern):
     with pytest.raises(CurateError) as error:
         match_tars([f"{folder}/b", pattern.format(folder)])
-    assert str(error.value) == f"--input: nothing matches {pattern.format(folder)}"
+    hint = "" if "*" in pattern else "; a directory stands for the .tar files in it"
+    assert str(error.value) == f"--input: nothing matches {pattern.format(folder)}{hint}"
 
 
 def test_an_empty_directory_matches_nothing(tmp_path):
