@@ -425,6 +425,29 @@ def member_name(stem: str, source_name: str) -> str:
     return f"{stem}.{_shorten(extension, max(_USTAR_NAME - base - 1, 9))}"
 
 
+def _library_header(name: str, size: int) -> bytes:
+    """A USTAR header with the fields that ``webdataset.TarWriter(mtime=0)`` gives its members."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, 0, 0o444
+    info.uname = info.gname = "bigdata"
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+# A header in its parts: name, mode and owner, size, time, checksum, the rest. Only three of them ever differ.
+_BLANK = _library_header("", 0)
+_OWNER, _TIME, _REST = _BLANK[_USTAR_NAME:124], _BLANK[136:148], _BLANK[156:]
+_SUM = sum(_OWNER) + sum(_TIME) + sum(_REST) + sum(b" " * 8)  # the checksum counts itself as spaces
+
+
+def _header(name: str, size: int) -> bytes:
+    """What ``_library_header`` gives, without building it anew for every member."""
+    encoded, digits = name.encode(errors="surrogateescape"), b"%011o\0" % size
+    if len(encoded) > _USTAR_NAME or len(digits) > 12:
+        return _library_header(name, size)
+    checksum = _SUM + sum(encoded) + sum(digits)
+    return encoded.ljust(_USTAR_NAME, b"\0") + _OWNER + digits + _TIME + b"%06o\0 " % checksum + _REST
+
+
 class TarShardWriter:
     """Writes a USTAR file whose bytes depend on names and contents alone.
 
@@ -439,11 +462,8 @@ class TarShardWriter:
 
     def add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
         """Appends one member whose payload is ``size`` bytes."""
-        info = tarfile.TarInfo(name)
-        info.size, info.mtime, info.mode = size, 0, 0o444
-        info.uname = info.gname = "bigdata"
         self.members.append(Member(name, self._size, size))
-        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._write(_header(name, size))
         written = 0
         for chunk in chunks:
             self._write(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import tarfile
@@ -157,6 +158,17 @@ def test_the_writer_gives_the_bytes_of_webdatasets_tar_writer(tmp_path):
             writer.add(f"a/b.{extension}", len(sample[extension]), [sample[extension]])
         writer.close()
     assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a/b.jpg", "é" * 48 + ".jpg", "x" * 96 + ".jpg", "d/" + "x" * 96 + ".jpg"])
+@pytest.mark.parametrize("size", [0, 7, 8**11 - 1])
+def test_a_member_has_the_header_that_tarfile_gives_it(name, size):
+    written = io.BytesIO()
+    with contextlib.suppress(TarError):  # of the payload, which does not come
+        TarShardWriter(written).add(name, size, [])
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.uname, member.gname = size, 0o444, "bigdata", "bigdata"
+    assert written.getvalue() == member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_a_copied_sample_has_its_members_in_order_and_its_digest(tmp_path):
