@@ -12,7 +12,8 @@ import importlib.util
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -32,8 +33,8 @@ _FORMAT_NAMES = {"mpo": "jpeg", "dib": "bmp"}
 # between the two passes of a resize, DALI does not, which shows at hard edges.
 _DALI_FORMATS = frozenset(("jpeg", "png", "webp", "bmp"))
 _DALI_MODES = frozenset(("L", "LA", "RGB", "RGBA", "CMYK"))
-# Decoded pixels that one DALI call may hold. A larger image goes through Pillow, alone.
-_DALI_PIXELS = 1 << 25
+# Decoded pixels that may be held at once. A larger image goes through Pillow, alone.
+_PIXELS_AT_ONCE = 1 << 25
 _EXIF_ORIENTATION = 0x0112
 _INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # What Pillow's decoders raise on broken files. There is no end to it: plugins pass on whatever their libraries raise
@@ -230,13 +231,20 @@ class Preprocessor(Protocol):
 
 
 class PillowPreprocessor:
-    """Decodes one image after the other with Pillow. The reference for what an image is."""
+    """Decodes with Pillow, on every core: it lets go of the interpreter. The reference for what an image is."""
 
     def __init__(self, preprocess: Preprocess):
         self._preprocess = preprocess
 
     def __call__(self, images: Sequence[tuple[bytes, Header]], out: Pixels) -> list[ImageError | None]:
-        return [self._one(data, header, out[i]) for i, (data, header) in enumerate(images)]
+        return [error for _, error in self.some(images, range(len(images)), out)]
+
+    def some(
+        self, images: Sequence[tuple[bytes, Header]], chosen: Iterable[int], out: Pixels
+    ) -> Iterator[tuple[int, ImageError | None]]:
+        """Fills ``out`` where an image is chosen; gives each one's number, and what was wrong with it, if anything."""
+        for group in _within_budget(images, chosen):
+            yield from zip(group, _decoders().map(lambda i: self._one(*images[i], out[i]), group), strict=True)
 
     def _one(self, data: bytes, header: Header, out: Pixels) -> ImageError | None:
         part = region(header, self._preprocess)
@@ -251,6 +259,12 @@ class PillowPreprocessor:
             return ImageError(UNDECODABLE, f"{type(error).__name__}: {error}", header)
         _place(np.asarray(resized), part, self._preprocess, out)
         return None
+
+
+@functools.cache
+def _decoders() -> ThreadPoolExecutor:
+    """The threads of this process that decode with Pillow, however many threads of Beam's ask for it."""
+    return ThreadPoolExecutor(os.cpu_count(), "decode")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -287,12 +301,11 @@ class DaliPreprocessor:
 
     def __call__(self, images: Sequence[tuple[bytes, Header]], out: Pixels) -> list[ImageError | None]:
         errors: list[ImageError | None] = [None] * len(images)
-        for chosen in _within_budget(images):
-            for i in self._decode(images, chosen, out):
-                errors[i] = self._pillow._one(*images[i], out[i])
-        for i, (data, header) in enumerate(images):
-            if not _for_dali(header):
-                errors[i] = self._pillow._one(data, header, out[i])
+        left = [i for i, (_, header) in enumerate(images) if not _for_dali(header)]
+        for group in _within_budget(images, (i for i, (_, header) in enumerate(images) if _for_dali(header))):
+            left += self._decode(images, group, out)
+        for i, error in self._pillow.some(images, left, out):
+            errors[i] = error
         return errors
 
     def _decode(self, images: Sequence[tuple[bytes, Header]], chosen: list[int], out: Pixels) -> list[int]:
@@ -366,17 +379,16 @@ class DaliPreprocessor:
 
 
 def _for_dali(header: Header) -> bool:
-    return header.format in _DALI_FORMATS and header.mode in _DALI_MODES and header.pixels <= _DALI_PIXELS
+    return header.format in _DALI_FORMATS and header.mode in _DALI_MODES and header.pixels <= _PIXELS_AT_ONCE
 
 
-def _within_budget(images: Sequence[tuple[bytes, Header]]) -> Iterator[list[int]]:
-    """Which images go into DALI, in groups that together stay below ``_DALI_PIXELS``."""
+def _within_budget(images: Sequence[tuple[bytes, Header]], chosen: Iterable[int]) -> Iterator[list[int]]:
+    """The chosen images, in groups that together stay below ``_PIXELS_AT_ONCE``."""
     group: list[int] = []
     pixels = 0
-    for i, (_, header) in enumerate(images):
-        if not _for_dali(header):
-            continue
-        if group and pixels + header.pixels > _DALI_PIXELS:
+    for i in chosen:
+        header = images[i][1]
+        if group and pixels + header.pixels > _PIXELS_AT_ONCE:
             yield group
             group, pixels = [], 0
         group.append(i)
