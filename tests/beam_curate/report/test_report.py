@@ -191,6 +191,7 @@ class TestTheCommand:
             "--nowrite_embeddings",
             "--limit=1",
             "--max_image_pixels=5000",
+            "--sidecars=dali,sizes",
             output=tmp_path / "out put",
         )
         command = read_report(output.directory).command
@@ -201,6 +202,7 @@ class TestTheCommand:
             if hasattr(chosen, name) and name != "precision":
                 assert getattr(chosen, name) == value, name
         assert chosen.output_dir == str(output.directory)
+        assert chosen.sidecars == "sizes,dali"
         assert "--precision" not in command
 
     def test_running_it_keeps_as_many_images_as_the_page_said(self, tmp_path, curate):
