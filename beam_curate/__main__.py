@@ -144,20 +144,25 @@ def summary(document: dict[str, Any], counted: dict[str, int], output_dir: str, 
     """What a person wants to know at the end of a run."""
     images, tars = document["images"], document["tars"]
     lines = [
-        f"{images['read']} images read from {tars['read']} tars, {images['written']} kept, "
-        f"{len(document['shards'])} shards in {output_dir}"
+        f"{_counted(images['read'], 'image')} read from {_counted(tars['read'], 'tar')}, {images['written']} kept, "
+        f"{_counted(len(document['shards']), 'shard')} in {output_dir}"
     ]
     lines += [f"  {count} {reason}" for reason, count in sorted(images["rejected"].items())]
     if tars["rejected"]:
-        lines.append(f"  {tars['rejected']} tars could not be read to their end")
+        lines.append(f"  {_counted(tars['rejected'], 'tar')} could not be read to the end")
     embedded, stored = counted.get(metrics.IMAGES_EMBEDDED, 0), counted.get(metrics.IMAGES_FROM_STORE, 0)
     lines.append(
-        f"{embedded} images embedded, {stored} from the embedding store; {images['read'] / seconds:.0f} images/s"
+        f"{_counted(embedded, 'image')} embedded, {stored} from the embedding store; "
+        f"{images['read'] / seconds:.0f} images/s"
     )
     if document["shards"] and not counted.get(metrics.SHARDS_WRITTEN):
         written = f"{count} sidecars were" if (count := counted.get(metrics.SIDECARS_WRITTEN, 0)) else "nothing was"
         lines.append(f"this dataset was there already; {written} written")
     return "\n".join(lines)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def write_report(output_dir: str, embeddings_dir: str | None) -> None:

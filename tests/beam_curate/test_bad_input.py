@@ -292,7 +292,7 @@ print(json.dumps([embeddings.shape, model._rows, cosine]))
         assert shape == [384, 512]
         assert 1 <= rows < 384
         assert cosine > 0.9999
-        assert "embedding" in ran.stderr
+        assert f"from now on {rows} images are embedded at a time (--inference_batch_size)" in ran.stderr
 
     def test_a_head_file_with_unknown_tensors_is_refused(self, tmp_path, capsys):
         save_file({"surprise": torch.ones(3)}, tmp_path / "head.safetensors")

@@ -52,6 +52,7 @@ def test_every_image_is_in_the_output_or_in_the_rejects(tmp_path, curate, capsys
     said = capsys.readouterr().out
     assert "16 images read from 4 tars, 11 kept, 3 shards" in said
     assert "2 undecodable" in said
+    assert "1 tar could not be read to the end" in said
     assert "11 images embedded, 0 from the embedding store" in said
 
 
