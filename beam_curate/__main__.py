@@ -156,8 +156,9 @@ def summary(document: dict[str, Any], counted: dict[str, int], output_dir: str, 
         f"{images['read'] / seconds:.0f} images/s"
     )
     if document["shards"] and not counted.get(metrics.SHARDS_WRITTEN):
-        written = f"{count} sidecars were" if (count := counted.get(metrics.SIDECARS_WRITTEN, 0)) else "nothing was"
-        lines.append(f"this dataset was there already; {written} written")
+        sidecars = counted.get(metrics.SIDECARS_WRITTEN, 0)
+        written = f"wrote {_counted(sidecars, 'sidecar')}" if sidecars else "nothing was written"
+        lines.append(f"this dataset was there already; {written}")
     return "\n".join(lines)
 
 

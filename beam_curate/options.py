@@ -246,6 +246,7 @@ def parse(argv: Sequence[str]) -> CurateOptions:
     )
     CurateOptions._add_argparse_args(parser)
     known, rest = parser.parse_known_args(list(argv))
+    check_beam_flags(rest)
     for flag in ("input", "output_dir"):
         if not getattr(known, flag):
             raise UsageError(f"--{flag} is required")
@@ -254,7 +255,6 @@ def parse(argv: Sequence[str]) -> CurateOptions:
             raise UsageError(
                 f"--{flag}: {getattr(known, flag)} has one of {GLOB_CHARACTERS} in it, which Beam takes for a glob"
             )
-    check_beam_flags(rest)
     options = CurateOptions(list(argv))
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
@@ -326,4 +326,4 @@ example:
   beam-curate --input='photos/*.tar' --output_dir=curated --aesthetic_threshold=5.5 --nsfw_threshold=0.3
 
 Every Apache Beam pipeline option works too, --runner first of all (default: FnApiRunner, on this machine).
-Exit codes: 0 done, 1 the run failed, 2 wrong usage."""
+Exit codes: 0 done, 1 the run failed, 2 wrong usage, 130 stopped with Ctrl-C."""

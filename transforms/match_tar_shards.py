@@ -11,6 +11,7 @@ from apache_beam.pvalue import PBegin, PCollection
 from beam_curate import metrics
 from beam_curate.errors import CurateError
 from beam_curate.formats import files
+from beam_curate.formats.tar import is_image_name
 from beam_curate.records import SourceTar
 
 
@@ -23,7 +24,7 @@ def match_tars(patterns: Sequence[str], limit: int | None = None) -> list[Source
     """The tars that match any of the patterns, each once, sorted by URI; the first ``limit`` of them.
 
     Raises:
-      CurateError: a pattern matches nothing.
+      CurateError: a pattern matches nothing, or nothing but pictures.
     """
     found: dict[str, SourceTar] = {}
     for pattern in patterns:
@@ -31,6 +32,8 @@ def match_tars(patterns: Sequence[str], limit: int | None = None) -> list[Source
         if not tars:
             hint = "" if _is_glob(pattern) else "; a directory stands for the .tar files in it"
             raise CurateError(f"--input: nothing matches {pattern}{hint}")
+        if all(is_image_name(tar.uri) for tar in tars):
+            raise CurateError(f"--input: {pattern} matches pictures; what is asked for are the tars that they are in")
         found.update((tar.uri, tar) for tar in tars)
     return [found[uri] for uri in sorted(found)][:limit]
 

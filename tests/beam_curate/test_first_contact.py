@@ -98,11 +98,18 @@ def test_a_wrong_glob(tmp_path, curate, capsys):
     assert f"beam-curate: --input: nothing matches {tmp_path}/*.tra\n" in capsys.readouterr().err
 
 
-def test_a_folder_of_pictures_that_are_not_in_tars(tmp_path, curate, capsys):
+def test_pictures_that_are_not_in_tars(tmp_path, curate, capsys):
     (tmp_path / "loose").mkdir()
     (tmp_path / "loose" / "a.jpg").write_bytes(b"")
     curate(str(tmp_path / "loose"), code=1)
     assert "a directory stands for the .tar files in it" in capsys.readouterr().err
+    curate(str(tmp_path / "loose" / "*.jpg"), code=1)
+    assert f"--input: {tmp_path}/loose/*.jpg matches pictures; what is asked for" in capsys.readouterr().err
+
+
+def test_a_misspelt_flag_is_named_before_the_one_that_it_leaves_out(capsys):
+    assert main(["--inptu=a", "--output_dir=b"]) == 2
+    assert capsys.readouterr().err == "beam-curate: --inptu: no such flag; did you mean --input?\n"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +117,7 @@ def test_a_folder_of_pictures_that_are_not_in_tars(tmp_path, curate, capsys):
     [
         (["b.tar"], "b.tar: not a flag; quote a glob, and separate paths with commas"),
         (["--runner=Foo"], "--runner: Beam has no runner 'Foo'"),
+        (["--output-dir=b"], "--output-dir: no such flag; did you mean --output_dir?"),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path, curate, capsys, flags, said):
