@@ -69,7 +69,9 @@ def test_a_refused_download_of_prism(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_driver(tmp_path, curate, capfd):
     curate(write_dataset(tmp_path / "in", tars=1, samples=1), "--device=cuda", code=1)
-    assert "--device: there are images to embed, and no CUDA device was found" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "--device: there are images to embed, and no CUDA device was found" in said
+    assert "install the GPU's driver, or give --device=cpu" in said
 
 
 @pytest.fixture

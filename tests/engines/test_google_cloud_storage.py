@@ -129,6 +129,16 @@ def test_an_upload_that_breaks_off_publishes_nothing_and_the_next_run_continues(
     assert objects("refused") == undisturbed
 
 
+def test_a_bucket_that_these_credentials_may_not_use_is_said_in_one_line(steady, curate, tars, tmp_path, capsys):
+    steady.spoil = lambda method, path: 403
+    for source, output in ((tars, tmp_path / "out"), (str(tmp_path / "none"), f"gs://{BUCKET}/forbidden")):
+        curate(source, output, code=1)
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert f"gs://{BUCKET}/" in said
+        assert said.rstrip().endswith("; see that these credentials may use the bucket")
+
+
 def test_copying_costs_a_handful_of_requests_for_each_tar_and_none_for_each_member(gcs, curate, tmp_path):
     _, log = gcs
     samples = 300

@@ -100,6 +100,16 @@ def test_an_upload_that_is_refused_publishes_nothing_of_it_and_the_next_run_cont
     assert objects(s3, "refused") == undisturbed
 
 
+def test_a_bucket_that_these_credentials_may_not_use_is_said_in_one_line(s3, tars, curate, tmp_path, capsys):
+    s3.spoil = lambda method, path: 403
+    curate(tars, tmp_path / "out", endpoint(s3), code=1)
+    s3.spoil = lambda method, path: None
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert f"s3://{BUCKET}/" in said
+    assert said.rstrip().endswith("; see that these credentials may use the bucket")
+
+
 def test_heads_are_read_from_the_bucket(s3, tars, curate):
     demo = Path(heads.__file__).parent / "demo"
     for kind in ("aesthetic", "nsfw"):
