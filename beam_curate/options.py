@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import create_runner
 
 from beam_curate.errors import UsageError
-from beam_curate.formats.files import GLOB_CHARACTERS
+from beam_curate.formats.files import GLOB_CHARACTERS, is_glob
 from beam_curate.formats.manifest import SIDECARS, choose_sidecars
 from beam_curate.records import MEMBER_NAMES
 
@@ -251,7 +251,7 @@ def parse(argv: Sequence[str]) -> CurateOptions:
         if not getattr(known, flag):
             raise UsageError(f"--{flag} is required")
     for flag in ("output_dir", "embeddings_dir"):
-        if any(character in (getattr(known, flag) or "") for character in GLOB_CHARACTERS):
+        if is_glob(getattr(known, flag) or ""):
             raise UsageError(
                 f"--{flag}: {getattr(known, flag)} has one of {GLOB_CHARACTERS} in it, which Beam takes for a glob"
             )

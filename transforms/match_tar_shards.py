@@ -30,7 +30,7 @@ def match_tars(patterns: Sequence[str], limit: int | None = None) -> list[Source
     for pattern in patterns:
         tars = _match(pattern)
         if not tars:
-            hint = "" if _is_glob(pattern) else "; a directory stands for the .tar files in it"
+            hint = "" if files.is_glob(pattern) else "; a directory stands for the .tar files in it"
             raise CurateError(f"--input: nothing matches {pattern}{hint}")
         if all(is_image_name(tar.uri) for tar in tars):
             raise CurateError(f"--input: {pattern} matches pictures; what is asked for are the tars that they are in")
@@ -39,13 +39,9 @@ def match_tars(patterns: Sequence[str], limit: int | None = None) -> list[Source
 
 
 def _match(pattern: str) -> list[SourceTar]:
-    if not _is_glob(pattern):
+    if not files.is_glob(pattern):
         return _find(pattern.rstrip("/") + "/*.tar") or _find(pattern)
     return _find(pattern)
-
-
-def _is_glob(pattern: str) -> bool:
-    return any(character in pattern for character in files.GLOB_CHARACTERS)
 
 
 def _find(pattern: str) -> list[SourceTar]:

@@ -202,6 +202,11 @@ def checksum(uri: str) -> str:
         return str(FileSystems.checksum(uri))
 
 
+def is_glob(path: str) -> bool:
+    """Whether Beam's file systems take a path for a pattern."""
+    return any(character in path for character in GLOB_CHARACTERS)
+
+
 def find(pattern: str) -> list[FileMetadata]:
     """The files that match a glob, sorted by path; none is not an error."""
     with _storage("list", pattern):

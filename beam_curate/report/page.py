@@ -376,8 +376,7 @@ def _score(score: float | None) -> str:
 
 def _size(number: int) -> str:
     """Bytes, as a person reads them."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}" if unit != "bytes" else f"{number} bytes"
-        number /= 1000  # type: ignore[assignment]
-    return f"{number:.3g} TB"
+    if number < 1000:
+        return f"{number} bytes"
+    power = min((len(str(number)) - 1) // 3, 4)
+    return f"{number / 1000**power:.3g} {('KB', 'MB', 'GB', 'TB')[power - 1]}"
